@@ -1,0 +1,1 @@
+"""The Opsplane server: one gRPC backend for five platform services."""

@@ -246,7 +246,7 @@ class LoadTestingServicer:
 
     def DeleteSpec(self, request, context):
         """Deletes a specification and its endpoints.
-        Errors: NOT_FOUND, FAILED_PRECONDITION (an active run uses it).
+        Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

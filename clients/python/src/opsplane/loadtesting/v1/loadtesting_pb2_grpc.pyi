@@ -52,7 +52,7 @@ class LoadTestingStub:
     """Lists the specifications of a project, newest first."""
     DeleteSpec: _aio.UnaryUnaryMultiCallable[_specs_pb2.DeleteSpecRequest, _empty_pb2.Empty]
     """Deletes a specification and its endpoints.
-    Errors: NOT_FOUND, FAILED_PRECONDITION (an active run uses it).
+    Errors: NOT_FOUND.
     """
     ListEndpoints: _aio.UnaryUnaryMultiCallable[_specs_pb2.ListEndpointsRequest, _specs_pb2.ListEndpointsResponse]
     """Lists the endpoints of a specification in the order of its document."""
@@ -208,7 +208,7 @@ class LoadTestingServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_specs_pb2.DeleteSpecRequest, _abc.Awaitable[_empty_pb2.Empty]],
     ) -> _abc.Awaitable[_empty_pb2.Empty]:
         """Deletes a specification and its endpoints.
-        Errors: NOT_FOUND, FAILED_PRECONDITION (an active run uses it).
+        Errors: NOT_FOUND.
         """
 
     @_abc_1.abstractmethod

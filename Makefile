@@ -1,0 +1,65 @@
+# Everything that is done with this repository. `make help` lists it.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+# Tools and real components that tests use are cached here, by version, outside of the checkout.
+export OPSPLANE_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/opsplane
+export PATH := $(abspath $(VENV)/bin):$(OPSPLANE_CACHE)/bin:$(PATH)
+PART ?= all
+ARGS ?=
+
+.PHONY: help install tools demo run test check format proto proto-check lock bench clean
+
+help: ## list what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(STAMP): requirements.lock pyproject.toml clients/python/pyproject.toml scripts/venv.sh
+	@scripts/venv.sh "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+install: $(STAMP) ## make .venv with everything that the lock names
+
+tools: ## install grpcurl, which acceptance tests use (needs Go)
+	@scripts/tools.sh
+
+demo: $(STAMP) ## start a server and a sample API, load-test it, show the results
+	@$(PY) scripts/demo.py $(ARGS)
+
+run: $(STAMP) ## run the server in the foreground (ARGS="--port 50052" and so on)
+	@$(VENV)/bin/opsplane serve $(ARGS)
+
+test: $(STAMP) tools ## run all tests (ARGS="-k name" for some)
+	@$(PY) -m pytest $(ARGS)
+
+check: $(STAMP) proto-check ## ruff, mypy strict, buf
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+proto-check: $(STAMP)
+	@$(VENV)/bin/buf lint
+	@$(VENV)/bin/buf format --diff --exit-code --exclude-path proto/google --exclude-path proto/buf
+	@$(VENV)/bin/buf breaking --against proto/baseline.binpb
+	@$(PY) scripts/generate_stubs.py --check
+
+format: $(STAMP) ## put code and protos in shape
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+	@$(VENV)/bin/buf format -w --exclude-path proto/google --exclude-path proto/buf
+
+proto: $(STAMP) ## generate the Python stubs from the protos
+	@$(PY) scripts/generate_stubs.py
+
+lock: $(STAMP) ## renew requirements.lock (ARGS=--upgrade for newer versions)
+	@$(PY) scripts/lock.py $(ARGS)
+
+bench: $(STAMP) ## measure (PART=loadtest|rpc; default all) into build/bench.json
+	@$(PY) -m tests.bench $(PART)
+
+clean: ## remove what was made in the checkout
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -183,7 +183,8 @@ class LogRecord(_message.Message):
     @_builtins.property
     def timestamp(self) -> _timestamp_pb2.Timestamp:
         """When it happened, from 1970-01-01 to before 2100-01-01, and within the server's window around its own clock (see
-        TIME_NOT_ACCEPTED). Stored in microseconds, the rest is cut off. Unset: the time of arrival.
+        TIME_NOT_ACCEPTED), with 0 to 999,999,999 nanoseconds. Stored in microseconds, the rest is cut off. Unset: the time of
+        arrival.
         """
 
     @_builtins.property

@@ -119,7 +119,7 @@ class ListAuditEventsRequest(_message.Message):
     page_token: _builtins.str
     """`next_page_token` of the page before, with the same filter; empty for the first page."""
     filter: _builtins.str
-    """Restricts the events: comparisons joined by AND over `principal`, `method`, `resource`, `code`, `event_time`,
+    """Restricts the events: comparisons joined by AND over `principal`, `method`, `resource`, `event_time`,
     for example `principal="ci" AND event_time>="2026-01-01T00:00:00Z"`. Empty for all.
     """
     def __init__(

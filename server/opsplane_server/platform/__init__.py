@@ -1,0 +1,1 @@
+"""What every service stands on: long-running operations, idempotent and audited changes."""

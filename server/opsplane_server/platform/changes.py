@@ -1,0 +1,75 @@
+"""Changes: the one way in which an RPC changes something, safe to repeat and audited."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from opsplane_server.errors import InvalidArgument
+from opsplane_server.platform.convert import resource_of
+from opsplane_server.platform.model import AuditEvent, RequestKey
+from opsplane_server.platform.operations import CANCEL_TOPIC, CHANGE_TOPIC, WORK_TOPIC
+from opsplane_server.platform.ports import AuditStore, RequestStore, Topics, Transactions
+from opsplane_server.rpc.calls import current_call
+
+M = TypeVar("M", bound=Message)
+
+
+class Changes:
+    """Puts the writes of a call, its request_id and its audit event in one transaction: all or nothing."""
+
+    def __init__(
+        self, transactions: Transactions, requests: RequestStore, audit: AuditStore, signals: Topics
+    ) -> None:
+        self._transactions = transactions
+        self._requests = requests
+        self._audit = audit
+        self._committed = [signals.topic(topic) for topic in (WORK_TOPIC, CANCEL_TOPIC, CHANGE_TOPIC)]
+
+    async def apply(self, request: Message, response_type: type[M], action: Callable[[], Awaitable[M]]) -> M:
+        """Runs `action` in a transaction and returns its answer, or the first answer to the same request_id.
+
+        `action` must write to nothing but stores that join the transaction. A request without the field request_id,
+        or with an empty one, is always run. While a call with the same request_id runs, this one waits for it.
+        Raises InvalidArgument when the request_id came before with another body, and what `action` raises.
+        """
+        call = current_call()
+        request_id: str = getattr(request, "request_id", "")
+        key = RequestKey(call.principal.name, call.method, request_id)
+        async with self._transactions.transaction():
+            if request_id:
+                body_hash = _body_hash(request)
+                recorded = await self._requests.claim(key, body_hash)
+                if recorded is not None:
+                    if recorded.body_hash != body_hash:
+                        raise InvalidArgument.of(
+                            "request_id", "came before with another request", reason="REQUEST_ID_REUSED"
+                        )
+                    return response_type.FromString(recorded.response)
+            response = await action()
+            if request_id:
+                await self._requests.answer(key, response.SerializeToString())
+            await self._audit.append(
+                AuditEvent(
+                    principal=call.principal.name,
+                    method=call.method,
+                    resource=resource_of(request, response),
+                    request_id=request_id,
+                    peer=call.peer,
+                    trace_id=call.trace_id,
+                )
+            )
+        # What Operations told inside the transaction may have come too early to be seen.
+        for signal in self._committed:
+            signal.notify()
+        return response
+
+
+def _body_hash(request: Message) -> bytes:
+    body = type(request)()
+    body.CopyFrom(request)
+    body.ClearField("request_id")
+    return hashlib.sha256(body.SerializeToString(deterministic=True)).digest()

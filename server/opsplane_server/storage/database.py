@@ -75,7 +75,7 @@ async def _undo(connection: Connection, transaction: Transaction) -> None:
     try:
         async with asyncio.timeout(_UNDO_SECONDS):
             await transaction.rollback()
-    except (TimeoutError, OpsplaneError, asyncpg.InterfaceError):
+    except (TimeoutError, OpsplaneError, asyncpg.PostgresError, asyncpg.InterfaceError):
         # A cancellation that reaches the server before the statement it is meant for is lost: it may run for long.
         with contextlib.suppress(asyncpg.InterfaceError):
             connection.terminate()

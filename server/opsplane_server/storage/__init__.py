@@ -1,0 +1,1 @@
+"""PostgreSQL, where all state lives: the pool, the embedded server, migrations, followers, hints and secrets."""

@@ -15,6 +15,7 @@ with `google.rpc` details (see `opsplane_server.rpc.interceptors.errors`). Nothi
     ├── ResourceExhausted    a quota or limit; come back later
     ├── Unavailable          what it stands on can not be reached now; safe to retry
     ├── DataLoss             stored data is damaged
+    ├── Unimplemented        the API has it, this version does not
     └── LeaseLost            this process no longer holds the operation that it works on
 """
 
@@ -38,9 +39,7 @@ class OpsplaneError(Exception):
 
     default_reason = "INTERNAL"
 
-    def __init__(
-        self, message: str, *, reason: str | None = None, metadata: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, message: str, *, reason: str | None = None, metadata: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.reason = reason or self.default_reason
@@ -52,9 +51,7 @@ class InvalidArgument(OpsplaneError):
 
     default_reason = "INVALID_ARGUMENT"
 
-    def __init__(
-        self, message: str, violations: Sequence[FieldViolation] = (), *, reason: str | None = None
-    ) -> None:
+    def __init__(self, message: str, violations: Sequence[FieldViolation] = (), *, reason: str | None = None) -> None:
         super().__init__(message, reason=reason)
         self.violations = tuple(violations)
 
@@ -147,6 +144,12 @@ class DataLoss(OpsplaneError):
     """Stored data is damaged beyond repair."""
 
     default_reason = "DATA_LOSS"
+
+
+class Unimplemented(OpsplaneError):
+    """The API has it, this version does not."""
+
+    default_reason = "UNIMPLEMENTED"
 
 
 class LeaseLost(OpsplaneError):

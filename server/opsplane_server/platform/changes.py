@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from opsplane_server.errors import InvalidArgument
 from opsplane_server.platform.convert import resource_of
-from opsplane_server.platform.model import AuditEvent, RequestKey
+from opsplane_server.platform.model import AuditEvent, RecordedRequest, RequestKey
 from opsplane_server.platform.operations import CANCEL_TOPIC, CHANGE_TOPIC, WORK_TOPIC
 from opsplane_server.platform.ports import AuditStore, RequestStore, Topics, Transactions
 from opsplane_server.rpc.calls import current_call
@@ -21,9 +21,7 @@ M = TypeVar("M", bound=Message)
 class Changes:
     """Puts the writes of a call, its request_id and its audit event in one transaction: all or nothing."""
 
-    def __init__(
-        self, transactions: Transactions, requests: RequestStore, audit: AuditStore, signals: Topics
-    ) -> None:
+    def __init__(self, transactions: Transactions, requests: RequestStore, audit: AuditStore, signals: Topics) -> None:
         self._transactions = transactions
         self._requests = requests
         self._audit = audit
@@ -37,27 +35,22 @@ class Changes:
         Raises InvalidArgument when the request_id came before with another body, and what `action` raises.
         """
         call = current_call()
-        request_id: str = getattr(request, "request_id", "")
-        key = RequestKey(call.principal.name, call.method, request_id)
+        key = _key(request)
         async with self._transactions.transaction():
-            if request_id:
+            if key.request_id:
                 body_hash = _body_hash(request)
                 recorded = await self._requests.claim(key, body_hash)
                 if recorded is not None:
-                    if recorded.body_hash != body_hash:
-                        raise InvalidArgument.of(
-                            "request_id", "came before with another request", reason="REQUEST_ID_REUSED"
-                        )
-                    return response_type.FromString(recorded.response)
+                    return response_type.FromString(_same(recorded, body_hash).response)
             response = await action()
-            if request_id:
+            if key.request_id:
                 await self._requests.answer(key, response.SerializeToString())
             await self._audit.append(
                 AuditEvent(
                     principal=call.principal.name,
                     method=call.method,
                     resource=resource_of(request, response),
-                    request_id=request_id,
+                    request_id=key.request_id,
                     peer=call.peer,
                     trace_id=call.trace_id,
                 )
@@ -66,6 +59,26 @@ class Changes:
         for signal in self._committed:
             signal.notify()
         return response
+
+    async def replay(self, request: Message, response_type: type[M]) -> M | None:
+        """The first answer to this request_id, None without one: for calls with long work before their transaction.
+
+        Raises InvalidArgument as `apply` does.
+        """
+        key = _key(request)
+        recorded = await self._requests.find(key) if key.request_id else None
+        return None if recorded is None else response_type.FromString(_same(recorded, _body_hash(request)).response)
+
+
+def _key(request: Message) -> RequestKey:
+    call = current_call()
+    return RequestKey(call.principal.name, call.method, getattr(request, "request_id", ""))
+
+
+def _same(recorded: RecordedRequest, body_hash: bytes) -> RecordedRequest:
+    if recorded.body_hash != body_hash:
+        raise InvalidArgument.of("request_id", "came before with another request", reason="REQUEST_ID_REUSED")
+    return recorded
 
 
 def _body_hash(request: Message) -> bytes:

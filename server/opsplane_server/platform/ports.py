@@ -128,6 +128,10 @@ class RequestStore(Protocol):
         """
         ...
 
+    async def find(self, key: RequestKey) -> RecordedRequest | None:
+        """What is recorded under this key; never waits."""
+        ...
+
     async def answer(self, key: RequestKey, response: bytes) -> None:
         """Adds the answer to the request that this transaction has claimed."""
         ...

@@ -1,7 +1,5 @@
 """The platform's stores in PostgreSQL. Leases live by the database's clock alone."""
 
-# ruff: noqa: S608 - what statements are put together from are constants of this module
-
 from __future__ import annotations
 
 import json
@@ -250,14 +248,21 @@ class PostgresRequestStore:
                     body_hash,
                 ):
                     return None
-                row = await connection.fetchrow(
-                    """SELECT body_hash, response FROM platform.requests
-                       WHERE principal = $1 AND method = $2 AND request_id = $3""",
-                    *identity,
-                )
                 # Retention may have removed the row between the two statements: then it is free again.
-                if row is not None:
-                    return RecordedRequest(row["body_hash"], row["response"])
+                if (recorded := await self.find(key)) is not None:
+                    return recorded
+
+    async def find(self, key: RequestKey) -> RecordedRequest | None:
+        """See RequestStore."""
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(
+                """SELECT body_hash, response FROM platform.requests
+                   WHERE principal = $1 AND method = $2 AND request_id = $3""",
+                key.principal,
+                key.method,
+                key.request_id,
+            )
+        return None if row is None else RecordedRequest(row["body_hash"], row["response"])
 
     async def answer(self, key: RequestKey, response: bytes) -> None:
         """See RequestStore."""

@@ -1,0 +1,9 @@
+"""The stores on PostgreSQL, schema `loadtesting`."""
+
+from __future__ import annotations
+
+from opsplane_server.loadtesting.stores.postgres.projects import PostgresProjectStore
+from opsplane_server.loadtesting.stores.postgres.runs import PostgresRunStore
+from opsplane_server.loadtesting.stores.postgres.specs import PostgresSpecStore
+
+__all__ = ["PostgresProjectStore", "PostgresRunStore", "PostgresSpecStore"]

@@ -6,6 +6,10 @@ import os
 _PLUGINS = ("tests.postgres_fixtures", "tests.rpc_harness")
 pytest_plugins = [name for name in _PLUGINS if importlib.util.find_spec(name) is not None]
 
-# What is set on a developer's machine must not decide what is tested.
+# What is set on a developer's machine must not decide what is tested; where tools are kept may stay.
 for _name in [name for name in os.environ if name.startswith(("OPSPLANE_", "PG", "DATABASE_"))]:
-    del os.environ[_name]
+    if _name != "OPSPLANE_CACHE":
+        del os.environ[_name]
+
+# Before gRPC is imported anywhere: tests start programs while calls are under way.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"

@@ -1,0 +1,1 @@
+from tests.platform_harness import platform as platform

@@ -1,0 +1,1 @@
+from tests.acceptance.pets import sample_api as sample_api

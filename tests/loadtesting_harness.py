@@ -103,6 +103,7 @@ async def loadtesting(dsn: str, tmp_path: Path) -> AsyncIterator[LoadTesting]:
             project_store=projects,
             spec_store=specs,
             run_store=runs,
+            job_warning=timedelta(hours=1),
         )
         collector = MetricsCollector(runs, signal)
         served = await stack.enter_async_context(

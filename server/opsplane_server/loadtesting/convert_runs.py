@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from opsplane.loadtesting.v1 import metrics_pb2, runs_pb2
+from opsplane.loadtesting.v1 import metrics_pb2, reports_pb2, runs_pb2
 
 from opsplane_server.loadtesting import definitions
 from opsplane_server.loadtesting.convert import (
@@ -81,6 +81,18 @@ def script_to_proto(run: Run, script: str) -> runs_pb2.GetRunScriptResponse:
     """What a run executed."""
     return runs_pb2.GetRunScriptResponse(
         script=script, sha256=hashlib.sha256(script.encode()).hexdigest(), run=asked_for(run)
+    )
+
+
+def job_to_proto(run: Run, generator: str, *, overdue: bool) -> reports_pb2.Job:
+    """A load generator at work."""
+    return reports_pb2.Job(
+        job=generator,
+        run=run.name,
+        title=run.title,
+        provider="local",
+        start_time=timestamp(run.start_time),
+        overdue=overdue,
     )
 
 

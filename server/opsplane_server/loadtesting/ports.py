@@ -91,6 +91,10 @@ class RunStore(Protocol):
         """Up to `page.size + 1` runs, newest first; `projects/-` lists those of all projects."""
         ...
 
+    async def list_active(self, page: PageRequest) -> list[Run]:
+        """Up to `page.size + 1` runs of all projects that have not ended, oldest first."""
+        ...
+
     async def get_script(self, name: str) -> str:
         """The script of the run, exactly as it is executed."""
         ...

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
-from opsplane.loadtesting.v1 import loadtesting_pb2, loadtesting_pb2_grpc, projects_pb2, runs_pb2, specs_pb2
+from opsplane.loadtesting.v1 import (
+    loadtesting_pb2,
+    loadtesting_pb2_grpc,
+    projects_pb2,
+    reports_pb2,
+    runs_pb2,
+    specs_pb2,
+)
 
 from opsplane_server.loadtesting import convert, convert_runs, names
 from opsplane_server.loadtesting.metrics.results import Verdict
@@ -16,6 +24,7 @@ from opsplane_server.loadtesting.ports import ProjectStore, RunStore, SpecStore
 from opsplane_server.loadtesting.projects import Projects
 from opsplane_server.loadtesting.runs import Runs
 from opsplane_server.loadtesting.specs import Specs, describe
+from opsplane_server.loadtesting.supervise import generator_names, is_overdue
 from opsplane_server.loadtesting.watch import RunWatcher
 from opsplane_server.platform.changes import Changes
 from opsplane_server.rpc.filters import FieldType, parse
@@ -55,6 +64,7 @@ class LoadTestingServicer(loadtesting_pb2_grpc.LoadTestingServicer):
         project_store: ProjectStore,
         spec_store: SpecStore,
         run_store: RunStore,
+        job_warning: timedelta,
     ) -> None:
         self._changes = changes
         self._projects = projects
@@ -64,6 +74,7 @@ class LoadTestingServicer(loadtesting_pb2_grpc.LoadTestingServicer):
         self._project_store = project_store
         self._spec_store = spec_store
         self._run_store = run_store
+        self._job_warning = job_warning
 
     # --- projects
 
@@ -237,6 +248,21 @@ class LoadTestingServicer(loadtesting_pb2_grpc.LoadTestingServicer):
         return runs_pb2.ListRunLogsResponse(
             lines=[convert_runs.log_line_to_proto(line) for line in found[: page.size]],
             next_page_token=_next(binding, found, page.size),
+        )
+
+    async def ListJobs(self, request: reports_pb2.ListJobsRequest, context: Context) -> reports_pb2.ListJobsResponse:
+        """Reads a page of the runs at work, each with its load generators."""
+        page = page_request(request.page_size, request.page_token, binding="ListJobs", key_types=(int,))
+        found = await self._run_store.list_active(page)
+        now = datetime.now(UTC)
+        return reports_pb2.ListJobsResponse(
+            jobs=[
+                convert_runs.job_to_proto(run, generator, overdue=is_overdue(run, now, self._job_warning))
+                for run in found[: page.size]
+                if run.start_time is not None
+                for generator in generator_names(run)
+            ],
+            next_page_token=_next("ListJobs", found, page.size),
         )
 
     async def _planned(self, parent: str, message: runs_pb2.Run) -> tuple[RunPlan, str]:

@@ -168,13 +168,13 @@ class RunSupervisor:
         why, warned = "", False
         while not why and await self._any_runs(generators):
             assert run.start_time is not None
-            lasted = datetime.now(UTC) - run.start_time
+            now = datetime.now(UTC)
             if execution.cancel_requested:
                 why = "CANCELLED"
-            elif lasted > (run.plan.timeout or self._job_timeout):
+            elif now - run.start_time > (run.plan.timeout or self._job_timeout):
                 why = "TIMEOUT"
             else:
-                if lasted > self._job_warning and not warned:
+                if is_overdue(run, now, self._job_warning) and not warned:
                     warned = True
                     async with execution.transaction():
                         await self._store.add_note(run.name, f"has been running for more than {self._job_warning}")
@@ -244,6 +244,11 @@ def generator_names(run: Run) -> list[str]:
     """Names of the run's load generators, unique on a machine for ever."""
     operation = run.operation.rpartition("/")[2]
     return [f"{operation}-{number}" for number in range(run.plan.generators)]
+
+
+def is_overdue(run: Run, now: datetime, job_warning: timedelta) -> bool:
+    """Whether the run's load has lasted longer than is usual."""
+    return run.start_time is not None and now - run.start_time > job_warning
 
 
 def _notes(endings: list[Ending]) -> tuple[str, ...]:

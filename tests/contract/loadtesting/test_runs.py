@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
-from opsplane.loadtesting.v1 import projects_pb2, runs_pb2, scenarios_pb2, specs_pb2
+from opsplane.loadtesting.v1 import projects_pb2, reports_pb2, runs_pb2, scenarios_pb2, specs_pb2
 from opsplane_server.loadtesting.metrics.results import RunFold, Verdict
 from opsplane_server.loadtesting.model import Outcome, RunEnd, RunState
 from opsplane_server.loadtesting.tokens import token_hash
@@ -163,6 +163,15 @@ async def test_cursor_goes_on_where_the_watcher_was(shop: LoadTesting) -> None:
     with require_status(grpc.StatusCode.INVALID_ARGUMENT) as refusal:
         _ = [m async for m in messages(shop, run.name, "bogus")]
     assert "cursor" in refusal.message
+
+
+async def test_jobs_are_the_load_generators_at_work(shop: LoadTesting) -> None:
+    await shop.stub.CreateRun(wanted("waiting"))
+    run = await started(shop)
+    listed = await shop.stub.ListJobs(reports_pb2.ListJobsRequest())
+    assert [(job.run, job.title, job.overdue) for job in listed.jobs] == [(run.name, "Browse", False)]
+    await ended(shop, run.name)
+    assert not (await shop.stub.ListJobs(reports_pb2.ListJobsRequest())).jobs
 
 
 async def test_late_commit_is_not_skipped(shop: LoadTesting) -> None:

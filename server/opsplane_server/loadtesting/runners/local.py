@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
@@ -35,9 +36,10 @@ log = structlog.get_logger(__name__)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,99}\Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\Z")
-_OWN_FILES = {"alive", "started", "exit", "exit.new", "console.log", "console.1.log"}
+_OWN_FILES = {"alive", "started", "removed", "exit", "exit.new", "console.log", "console.1.log"}
 _LOOK_SECONDS = 0.05
 _KILL_SECONDS = 10.0
+_BARRED_SECONDS = 24 * 3600.0
 
 
 class LocalRunner:
@@ -98,7 +100,7 @@ class LocalRunner:
     async def console(self, name: str, max_bytes: int = 65536) -> list[ConsoleLine]:
         """See the port."""
         folder = self._path(name)
-        if not folder.is_dir():
+        if not (folder / "started").exists() or (folder / "removed").exists():
             raise NotFound.resource(f"load generator {name}")
         files = [folder / "console.1.log", folder / "console.log"]
         lines = await asyncio.to_thread(read_tail, files, max_bytes)
@@ -106,10 +108,12 @@ class LocalRunner:
 
     async def clean_up(self, name: str) -> None:
         """See the port."""
+        folder = self._path(name)
+        await asyncio.to_thread(_bar, folder)
         with suppress(NotFound):
             if isinstance(await self.poll(name), Running):
                 await self.stop(name, timedelta())
-        await asyncio.to_thread(shutil.rmtree, self._path(name), ignore_errors=True)
+        await asyncio.to_thread(_remove, folder)
 
     async def _find(self) -> K6:
         if self._k6 is None:
@@ -166,7 +170,7 @@ class LocalRunner:
         self._reap(name)
         with suppress(FileNotFoundError):
             return Exited(int((folder / "exit").read_text()))
-        if not started:
+        if not started or (folder / "removed").exists():
             raise NotFound.resource(f"load generator {name}")
         for orphan in _orphans(folder):
             log.warning("load generator without its launcher killed", generator=name, pid=orphan.pid)
@@ -189,6 +193,24 @@ class LocalRunner:
             if not signalled:
                 signalled = await asyncio.to_thread(_signal, self._path(name), number)
             await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _bar(folder: Path) -> None:
+    """Keeps a load generator from being started, if it was not yet."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (folder / "started").touch(mode=0o600)
+
+
+def _remove(folder: Path) -> None:
+    """Removes all but the marks that it was there, and the marks of others from longer ago."""
+    (folder / "removed").touch(mode=0o600)
+    for path in folder.iterdir():
+        if path.name not in ("started", "removed"):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for mark in folder.parent.glob("*/removed"):
+        with suppress(FileNotFoundError):
+            if time.time() - mark.stat().st_mtime > _BARRED_SECONDS:
+                shutil.rmtree(mark.parent)
 
 
 def _living(folder: Path) -> int | None:
@@ -222,8 +244,9 @@ def _orphans(folder: Path) -> Iterator[psutil.Process]:
     They are still in its session. A session's number is not given to another process as long as it has members, so
     where a process has the number, the session is empty.
     """
-    session = int((folder / "alive").read_text() or 0)
-    if not session:
+    try:
+        session = int((folder / "alive").read_text())
+    except (FileNotFoundError, ValueError):
         return
     with suppress(psutil.NoSuchProcess):
         if psutil.Process(session).status() != psutil.STATUS_ZOMBIE:

@@ -109,7 +109,11 @@ class Runner(Protocol):
         ...
 
     async def clean_up(self, name: str) -> None:
-        """Ends it at once if it still runs, and removes all that is left of it. From here on it could start again."""
+        """Ends it at once if it still runs, and removes all that is left of it: from here on it is NotFound.
+
+        For a day after it a start under its name changes nothing, so that a process which slept while others ended
+        the run cannot bring it back.
+        """
         ...
 
 

@@ -119,6 +119,20 @@ class PostgresRunStore:
             rows = await connection.fetch(query, *args)
         return [_run(row) for row in rows]
 
+    async def list_active(self, page: PageRequest) -> list[Run]:
+        """See the port."""
+        query, args = page_of(
+            SELECT,
+            key="r.key",
+            page=page,
+            conditions=[Condition("active", "=", True)],
+            columns={"active": f"(r.{ACTIVE})"},
+            newest_first=False,
+        )
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(query, *args)
+        return [_run(row) for row in rows]
+
     async def get_script(self, name: str) -> str:
         """See the port."""
         row = await self._row("SELECT script FROM loadtesting.runs WHERE project_id = $1 AND id = $2", name)

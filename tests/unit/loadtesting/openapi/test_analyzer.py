@@ -33,7 +33,12 @@ async def server() -> AsyncIterator[LocalServer]:
 
 
 def workers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    """The processes of analyses; others are children of the test session too."""
+    return [
+        child
+        for child in psutil.Process().children()
+        if child.status() != psutil.STATUS_ZOMBIE and "opsplane_server.loadtesting.openapi.worker" in child.cmdline()
+    ]
 
 
 def large_document(operations: int) -> str:

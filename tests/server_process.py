@@ -27,6 +27,7 @@ from typing import Any
 import opsplane
 import opsplane_server
 import psutil
+from opsplane_server.config_sources import ALIASES, WITHOUT_EFFECT
 
 from tests.postgres_fixtures import reachable_folder
 
@@ -61,7 +62,9 @@ class ServerProcess:
         # The last of a flag counts, so tests may name ports of their own.
         defaults = (f"--data-dir={self.data_dir}", "--port=0", "--metrics-port=0")
         command = [sys.executable, "-P", "-m", "opsplane_server", *defaults, *self._arguments]
-        environment = {**os.environ, "PYTHONPATH": IMPORT_PATH, **self._environment}
+        # Settings of a developer's machine must not decide what is tested.
+        ours = {name: value for name, value in os.environ.items() if name not in ALIASES.keys() | WITHOUT_EFFECT}
+        environment = {**ours, "PYTHONPATH": IMPORT_PATH, **self._environment}
         with (self._folder / "stdout").open("wb") as output, (self._folder / "stderr").open("wb") as errors:
             self._process = subprocess.Popen(
                 command,

@@ -16,7 +16,7 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = grpc.aio.Metadata(("traceparent", f"00-{TRACE}-00f067aa0ba902b7-01"))
 
 
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[misc]  # comes without types
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     """Takes traces."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import structlog
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -83,6 +83,7 @@ def test_what_looks_secret_is_blotted_out(written: Written) -> None:
     assert record["target"] == "projects/a"
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["a", "password", "x_token", "b"]), st.one_of(st.integers(), st.text())))
 def test_redaction_keeps_keys_and_harmless_values(fields: dict[str, Any]) -> None:
     result = redact(None, "info", dict(fields))

@@ -28,11 +28,10 @@ def generate(target: Path) -> None:
     services = [s for s in sources if "\nservice " in (PROTO / s).read_text(encoding="utf-8")]
     protoc = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTO}"]
     plugins = [
-        f"--plugin=protoc-gen-{name}={Path(sys.executable).parent / f'protoc-gen-{name}'}" for name in ("mypy", "mypy_grpc")
+        f"--plugin=protoc-gen-{name}={Path(sys.executable).parent / f'protoc-gen-{name}'}"
+        for name in ("mypy", "mypy_grpc")
     ]
-    subprocess.run(
-        [*protoc, *plugins, f"--python_out={target}", f"--mypy_out=quiet:{target}", *sources], check=True
-    )
+    subprocess.run([*protoc, *plugins, f"--python_out={target}", f"--mypy_out=quiet:{target}", *sources], check=True)
     subprocess.run(
         [*protoc, *plugins, f"--grpc_python_out={target}", f"--mypy_grpc_out=only_async,quiet:{target}", *services],
         check=True,
@@ -56,7 +55,9 @@ def main() -> int:
         stale = sorted(
             name
             for name in fresh.keys() | committed.keys()
-            if name not in fresh or name not in committed or not filecmp.cmp(fresh[name], committed[name], shallow=False)
+            if name not in fresh
+            or name not in committed
+            or not filecmp.cmp(fresh[name], committed[name], shallow=False)
         )
         if check:
             for name in stale:

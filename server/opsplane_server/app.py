@@ -25,6 +25,7 @@ from opsplane.loadtesting.v1.loadtesting_pb2_grpc import add_LoadTestingServicer
 from opsplane_server.config import Settings, TlsSettings
 from opsplane_server.errors import OpsplaneError
 from opsplane_server.loadtesting.collector import METRICS_SERVICE, MetricsCollector
+from opsplane_server.loadtesting.compaction import Compactor
 from opsplane_server.loadtesting.openapi.analyzer import SpecAnalyzer
 from opsplane_server.loadtesting.openapi.fetching import FetchLimits, SpecFetcher
 from opsplane_server.loadtesting.projects import Projects
@@ -32,7 +33,12 @@ from opsplane_server.loadtesting.runners.local import LocalRunner
 from opsplane_server.loadtesting.runs import RUN_KIND, Runs
 from opsplane_server.loadtesting.servicer import SERVICE, LoadTestingServicer
 from opsplane_server.loadtesting.specs import Specs
-from opsplane_server.loadtesting.stores.postgres import PostgresProjectStore, PostgresRunStore, PostgresSpecStore
+from opsplane_server.loadtesting.stores.postgres import (
+    PostgresProjectStore,
+    PostgresRunStore,
+    PostgresSpecStore,
+    PostgresWindowCompaction,
+)
 from opsplane_server.loadtesting.supervise import RunSupervisor
 from opsplane_server.loadtesting.tokens import RunTokens
 from opsplane_server.loadtesting.watch import RunWatcher
@@ -117,6 +123,9 @@ async def _loadtesting(foundation: Foundation, stack: AsyncExitStack) -> Service
         job_warning=timedelta(hours=settings.job_warning_hours),
         clean_up=settings.auto_delete_completed_jobs,
         places=max(1, settings.max_concurrent_runs // foundation.settings.server.workers),
+    )
+    await stack.enter_async_context(
+        Compactor(PostgresWindowCompaction(foundation.database), age=timedelta(hours=settings.compact_after_hours))
     )
     servicer = LoadTestingServicer(  # type: ignore[abstract]  # what is not built answers UNIMPLEMENTED
         foundation.changes,

@@ -247,6 +247,12 @@ class LoadTestingSettings(_Section):
         default=False, description="Whether OpenAPI documents may be fetched from private and loopback addresses"
     )
     allow_custom_scripts: bool = Field(default=True, description="Whether users may run k6 scripts of their own")
+    compact_after_hours: float = Field(
+        default=24,
+        gt=0,
+        le=8760,
+        description="How long after a run's end its windows are joined from one second to ten, to save space",
+    )
     max_concurrent_runs: int = Field(default=10, ge=1, le=1000, description="Runs at a time on this machine")
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -32,7 +32,12 @@ def sample_api() -> Iterator[str]:
 
 
 async def create_run(
-    stub: loadtesting_pb2_grpc.LoadTestingStub, base_url: str, *, seconds: int, vus: int = 4
+    stub: loadtesting_pb2_grpc.LoadTestingStub,
+    base_url: str,
+    *,
+    seconds: int,
+    vus: int = 4,
+    targets: Sequence[scenarios_pb2.Target] = (),
 ) -> runs_pb2.Run:
     """A project with the sample API's endpoints and a run of constant users on the first of them."""
     project = await stub.CreateProject(
@@ -52,7 +57,7 @@ async def create_run(
     scenario.think_time.FromMilliseconds(20)
     run: runs_pb2.Run = await stub.CreateRun(
         runs_pb2.CreateRunRequest(
-            parent=project.name, run=runs_pb2.Run(title="Browse", scenarios=[scenario]), run_id="r1"
+            parent=project.name, run=runs_pb2.Run(title="Browse", scenarios=[scenario], targets=targets), run_id="r1"
         )
     )
     return run

@@ -1,7 +1,7 @@
 """What the interceptors cost: requests/s of a unary RPC against a bare grpc.aio server with the same handler.
 
-Each server is a process of its own on loopback and uvloop. They are loaded in turn by one client, the order swapped
-each round, so that both see the same noise; the result is the median of the rounds' ratios. The full server has
+Each server is a process of its own on loopback and uvloop. One client loads them in turn, less than a second each, so
+that both see the same noise; the result is the median of the rounds' ratios. The full server has
 everything that production has: a static token, a span a call continued from the caller's trace and batched to an
 exporter that drops it, metrics, validation, error mapping, and logging at its default level.
 """
@@ -13,7 +13,6 @@ import asyncio
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,6 +35,7 @@ from opsplane_server.telemetry import logs
 
 GOAL_PCT = 25.0
 SECONDS = 45.0  # of load in all
+SLICE_SECONDS = 0.75  # of load on one server before it is the other's turn
 OUTSTANDING = 32
 SERVICE = "opsplane.common.v1.Platform"
 METHOD = f"/{SERVICE}/ListAuditEvents"
@@ -46,15 +46,14 @@ METADATA = (
 
 
 def run(rounds: int) -> list[dict[str, Any]]:
-    """Measure in `rounds` paired rounds, about a minute in all."""
-    with tempfile.TemporaryFile("w") as output, ExitStack() as stack:
-        bare = stack.enter_context(_process("bare", output))
-        full = stack.enter_context(_process("full", output))
-        pairs = uvloop.run(_alternate(bare, full, rounds, SECONDS / rounds / 2))
-    lost = statistics.median(100 * (1 - ours.rate / theirs.rate) for theirs, ours in pairs)
-    added = statistics.median(ours.cpu_us - theirs.cpu_us for theirs, ours in pairs)
-    bare_rate = statistics.median(theirs.rate for theirs, _ in pairs)
-    bare_cpu = statistics.median(theirs.cpu_us for theirs, _ in pairs)
+    """Measure in `rounds` rounds, about a minute in all."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(_process(kind)) for kind in ("bare", "full")]
+        pairs = uvloop.run(_measure(servers, rounds))
+    lost = statistics.median(100 * (1 - full.rate / bare.rate) for bare, full in pairs)
+    added = statistics.median(full.cpu_us - bare.cpu_us for bare, full in pairs)
+    bare_rate = statistics.median(bare.rate for bare, _ in pairs)
+    bare_cpu = statistics.median(bare.cpu_us for bare, _ in pairs)
     return [
         {
             "measure": "unary_rps_lost_pct",
@@ -81,42 +80,51 @@ class _Server:
     process: psutil.Process
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Load:
-    rate: float  # requests/s
-    cpu_us: float  # of the server, a request
+    """What a server has answered so far."""
+
+    requests: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        return self.requests / self.seconds
+
+    @property
+    def cpu_us(self) -> float:
+        return self.cpu_seconds / self.requests * 1e6
 
 
 @contextmanager
-def _process(kind: str, output: Any) -> Iterator[_Server]:
-    """Run a server until the block ends; it listens to the end of its input."""
+def _process(kind: str) -> Iterator[_Server]:
+    """Run a server until the block ends: it stops at the end of its input."""
     command = [sys.executable, "-m", "tests.bench.rpc", kind]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True) as child:
-        assert child.stdin is not None
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         yield _Server(int(child.stdout.readline()), psutil.Process(child.pid))
-        child.stdin.close()
 
 
-async def _alternate(bare: _Server, full: _Server, rounds: int, seconds: float) -> list[tuple[_Load, _Load]]:
-    for server in (bare, full):
-        await _load(server, 0.5)  # imports, caches and rules are made at the first calls
+async def _measure(servers: Sequence[_Server], rounds: int) -> list[tuple[_Load, _Load]]:
+    for server in servers:
+        await _load(server, 0.5, _Load())  # imports, caches and rules are made at the first calls
     pairs = []
-    for number in range(rounds):
-        if number % 2:
-            theirs = await _load(bare, seconds)
-            ours = await _load(full, seconds)
-        else:
-            ours = await _load(full, seconds)
-            theirs = await _load(bare, seconds)
-        pairs.append((theirs, ours))
+    for _ in range(rounds):
+        loads = (_Load(), _Load())
+        pairs.append(loads)
+        turns = list(zip(servers, loads, strict=True))
+        slices = max(1, round(SECONDS / rounds / 2 / SLICE_SECONDS))
+        for _ in range(slices):
+            for server, load in turns:
+                await _load(server, SLICE_SECONDS, load)
+            turns.reverse()
     return pairs
 
 
-async def _load(server: _Server, seconds: float) -> _Load:
+async def _load(server: _Server, seconds: float, load: _Load) -> None:
     """Keep some requests outstanding for a while; the client sends ready-made bytes, to cost less than a server."""
     body = platform_pb2.ListAuditEventsRequest(page_size=10, filter='principal="ci"').SerializeToString()
-    done = 0
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         await channel.channel_ready()
         call: Any = channel.unary_unary(METHOD)
@@ -124,16 +132,15 @@ async def _load(server: _Server, seconds: float) -> _Load:
         until = started + seconds
 
         async def repeat() -> None:
-            nonlocal done
             while time.perf_counter() < until:
                 await call(body, metadata=METADATA)
-                done += 1
+                load.requests += 1
 
         async with asyncio.TaskGroup() as group:
             for _ in range(OUTSTANDING):
                 group.create_task(repeat())
-        took = time.perf_counter() - started
-        return _Load(done / took, (_cpu(server) - cpu) / done * 1e6)
+        load.seconds += time.perf_counter() - started
+        load.cpu_seconds += _cpu(server) - cpu
 
 
 def _cpu(server: _Server) -> float:

@@ -7,6 +7,7 @@ NotFound, a taken name AlreadyExists.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Protocol
 
 from opsplane_server.loadtesting.metrics.rows import ExportRow
@@ -143,4 +144,12 @@ class RunStore(Protocol):
         self, key: int, after: Position, limit: int, *, settled_only: bool
     ) -> list[tuple[Position, ExportRow]]:
         """Rows of a run in commit-safe order. An ended run takes none any more, so all its rows are settled."""
+        ...
+
+
+class WindowCompaction(Protocol):
+    """Makes the windows of finished runs smaller."""
+
+    async def compact_next(self, age: timedelta) -> str:
+        """Compacts the windows of one run that ended longer than `age` ago; its name, or empty when there is none."""
         ...

@@ -42,6 +42,11 @@ log = structlog.get_logger(__name__)
 STARTING = "starting"
 RUNNING = "running"
 
+# Why a load is ended before its time.
+CANCELLED = "CANCELLED"
+TIMEOUT = "TIMEOUT"
+TARGET_MISSED = "TARGET_MISSED"
+
 _BATCH = 500
 _CONSOLE_BYTES = 256 * 1024
 
@@ -159,20 +164,23 @@ class RunSupervisor:
             )
         async with execution.transaction():
             await self._store.set_state(run.name, RunState.RUNNING)
-            await self._store.append_log(run.key, [_event(f"{run.generator_version} started")])
+            await self._store.append_log(run.key, [_event(f"{await self._runner.version()} started")])
             await execution.checkpoint(RUNNING, stage="generating load")
         self._signal.notify()
 
     async def _see_through(self, execution: Execution, run: Run, generators: list[str]) -> None:
         """Waits for the end of the load, brings it about where it must, and ends the run."""
         why, warned = "", False
+        sustained = _Sustained(self._store, run)
         while not why and await self._any_runs(generators):
             assert run.start_time is not None
             now = datetime.now(UTC)
             if execution.cancel_requested:
-                why = "CANCELLED"
+                why = CANCELLED
             elif now - run.start_time > (run.plan.timeout or self._job_timeout):
-                why = "TIMEOUT"
+                why = TIMEOUT
+            elif await sustained.aborts():
+                why = TARGET_MISSED
             else:
                 if is_overdue(run, now, self._job_warning) and not warned:
                     warned = True
@@ -213,17 +221,22 @@ class RunSupervisor:
         missed = []
         async for row in self._rows(run):
             fold.add(row)
-            for window in assembler.feed([("", row)], time.time_ns()):
+            for window in assembler.feed([("", row)], row.time_unix_nano):
                 missed += [target for _, target in sustained.watch(window)]
+        for window in assembler.finish():
+            missed += [target for _, target in sustained.watch(window)]
         results = fold.results(lost)
         verdict, missed_targets = judge(results, run.plan.test, missed)
         outcome = Outcome(results, missed_targets)
-        if why == "CANCELLED":
+        if why == CANCELLED:
             return RunEnd(RunState.CANCELLED, Verdict.INVALID, outcome), lines
-        if why == "TIMEOUT":
+        if why == TIMEOUT:
             timeout = run.plan.timeout or self._job_timeout
             words = f"it took longer than {timeout}"
             return RunEnd(RunState.FAILED, Verdict.INVALID, outcome, "TIMEOUT", words), lines
+        if why == TARGET_MISSED:
+            note = "ended early: a target with abort_on_fail was missed"
+            return RunEnd(RunState.COMPLETED, Verdict.FAILED, outcome, notes=(note,)), lines
         failure = next((e for e in endings if e.reason not in ("", THRESHOLDS_CROSSED)), None)
         if failure is not None:
             return RunEnd(RunState.FAILED, Verdict.INVALID, outcome, failure.reason, failure.message), lines
@@ -238,6 +251,30 @@ class RunSupervisor:
             position = rows[-1][0]
             for _, row in rows:
                 yield row
+
+
+class _Sustained:
+    """Follows a run at work for targets that end it at once when they are missed for too long."""
+
+    def __init__(self, store: RunStore, run: Run) -> None:
+        self._store = store
+        self._run = run
+        self._wanted = any(target.abort_on_fail for target in run.plan.test.targets)
+        self._targets = SustainedTargets(run.plan.test)
+        self._assembler = WindowAssembler(origin(run), run.plan.generators)
+        self._position = Position.START
+
+    async def aborts(self) -> bool:
+        """Whether such a target has been missed since the last look."""
+        if not self._wanted:
+            return False
+        rows = await self._store.read_windows(self._run.key, self._position, _BATCH, settled_only=True)
+        if rows:
+            self._position = rows[-1][0]
+        now = time.time_ns()
+        windows = [*self._assembler.feed((("", row) for _, row in rows), now), *self._assembler.advance(now)]
+        missed = [target for window in windows for target, _ in self._targets.watch(window)]
+        return any(target.abort_on_fail for target in missed)
 
 
 def generator_names(run: Run) -> list[str]:

@@ -11,8 +11,10 @@ from typing import Any
 import grpc
 import pytest
 from opsplane.loadtesting.v1 import projects_pb2, reports_pb2, runs_pb2, scenarios_pb2, specs_pb2
+from opsplane_server.loadtesting.compaction import Compactor
 from opsplane_server.loadtesting.metrics.results import RunFold, Verdict
 from opsplane_server.loadtesting.model import Outcome, RunEnd, RunState
+from opsplane_server.loadtesting.stores.postgres import PostgresWindowCompaction
 from opsplane_server.loadtesting.tokens import token_hash
 
 from tests.loadtesting_harness import PETS, LoadTesting, export
@@ -204,3 +206,20 @@ async def read(stream: grpc.aio.UnaryStreamCall) -> runs_pb2.WatchRunResponse:  
 async def messages(shop: LoadTesting, name: str, cursor: str) -> AsyncIterator[runs_pb2.WatchRunResponse]:
     async for message in shop.stub.WatchRun(runs_pb2.WatchRunRequest(name=name, cursor=cursor)):
         yield message
+
+
+async def test_finished_run_is_compacted_once_and_keeps_its_figures(shop: LoadTesting) -> None:
+    run = await started(shop)
+    for second in range(25):
+        await shop.metrics.Export(export("a", second), metadata=bearer(TOKEN))
+    compactor = Compactor(PostgresWindowCompaction(shop.platform.database), age=timedelta())
+    assert await compactor.compact() == 0, "a run at work was compacted"
+    await ended(shop, run.name)
+    before = [m.window async for m in messages(shop, run.name, "") if m.HasField("window")]
+    assert await compactor.compact() == 1
+    after = [m.window async for m in messages(shop, run.name, "") if m.HasField("window")]
+    assert (len(before), len(after)) == (25, 3)
+    assert [w.total.requests for w in after] == [100, 100, 50]
+    assert after[-1].total_requests == before[-1].total_requests
+    assert after[0].total.response_time == before[0].total.response_time
+    assert await compactor.compact() == 0

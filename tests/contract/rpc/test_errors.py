@@ -27,6 +27,7 @@ MAPPED = [
     (errors.ResourceExhausted("no"), StatusCode.RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED"),
     (errors.Unavailable("no"), StatusCode.UNAVAILABLE, "UNAVAILABLE"),
     (errors.DataLoss("no"), StatusCode.DATA_LOSS, "DATA_LOSS"),
+    (errors.Unimplemented("no"), StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED"),
     (errors.LeaseLost("no"), StatusCode.ABORTED, "LEASE_LOST"),
 ]
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 import psutil
-from opsplane.loadtesting.v1 import loadtesting_pb2_grpc, projects_pb2, runs_pb2
+from opsplane.loadtesting.v1 import loadtesting_pb2_grpc, projects_pb2, runs_pb2, scenarios_pb2
 
 from tests.acceptance.pets import create_run, own_channel, replay
 from tests.rpc_harness import require_status
@@ -82,7 +82,8 @@ async def test_cancelled_run_ends_in_seconds_and_keeps_its_figures(sample_api: s
 async def test_killed_server_goes_on_with_the_load_that_outlived_it(sample_api: str) -> None:
     with running_server() as server:
         async with stub_of(server) as stub:
-            run = await create_run(stub, sample_api, seconds=12)
+            # Longer than k6 waits before it tries an export again: that is when it learns that the server is back.
+            run = await create_run(stub, sample_api, seconds=25)
             await measured(stub, run.name, 2)
         [generator] = generators(server)
         kill(server.workers()[0])
@@ -98,7 +99,7 @@ async def test_killed_server_goes_on_with_the_load_that_outlived_it(sample_api: 
                 assert ended.state == runs_pb2.RUN_STATE_COMPLETED, ended.failure_message
                 windows = [m.window for m in await replay(stub, run.name) if m.HasField("window")]
                 assert ended.results.total.requests == sum(w.total.requests for w in windows)
-                assert ended.results.duration.seconds >= 10
+                assert ended.results.duration.seconds >= 22
             assert not generators(restarted)
         finally:
             restarted.destroy()
@@ -161,6 +162,19 @@ async def test_missing_k6_ends_the_run_with_that_reason(sample_api: str) -> None
             ended = await finished(stub, run.name)
             assert (ended.state, ended.failure_reason) == (runs_pb2.RUN_STATE_FAILED, "K6_MISSING")
             assert "k6" in ended.failure_message
+
+
+async def test_target_missed_for_long_ends_the_run(sample_api: str) -> None:
+    with running_server() as server:
+        async with stub_of(server) as stub:
+            target = scenarios_pb2.Target(
+                metric=scenarios_pb2.TARGET_METRIC_RESPONSE_TIME_P95, limit=0.0001, abort_on_fail=True
+            )
+            target.sustained.FromSeconds(2)
+            run = await create_run(stub, sample_api, seconds=120, targets=[target])
+            ended = await asyncio.wait_for(finished(stub, run.name), 30)
+            assert (ended.state, ended.verdict) == (runs_pb2.RUN_STATE_COMPLETED, runs_pb2.VERDICT_FAILED)
+            assert [missed.limit for missed in ended.missed_targets] == [0.0001]
 
 
 async def test_run_that_takes_too_long_is_ended(sample_api: str) -> None:

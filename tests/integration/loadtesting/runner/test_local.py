@@ -227,9 +227,39 @@ async def test_cleaning_up_ends_what_runs(api: Api, receiver: Receiver, runner: 
     await runner.clean_up("run-1")
 
     assert not k6.is_running()
-    assert not folder_of(runner).exists()
+    assert {path.name for path in folder_of(runner).iterdir()} == {"started", "removed"}
+    for call in (runner.poll, runner.stop, runner.console):
+        with pytest.raises(NotFound):
+            await call("run-1")
+
+
+@pytest.mark.parametrize("ran", [True, False])
+async def test_what_was_cleaned_up_does_not_come_back(
+    api: Api, receiver: Receiver, runner: LocalRunner, ran: bool
+) -> None:
+    """A process that slept may wake up just before it starts a load generator of a run that has ended since."""
+    one = spec(constant("60s"), Exporter(receiver.address, "t"), api=api.url)
+    if ran:
+        await runner.start(one)
+    await runner.clean_up("run-1")
+    calls = api.calls
+
+    await runner.start(one)
+
     with pytest.raises(NotFound):
         await runner.poll("run-1")
+    assert api.calls == calls
+    await runner.clean_up("run-1")
+
+
+async def test_marks_of_long_ago_are_removed(runner: LocalRunner) -> None:
+    for name in ("old", "new"):
+        await runner.clean_up(name)
+    os.utime(folder_of(runner, "old") / "removed", (0, 0))
+
+    await runner.clean_up("newest")
+
+    assert {path.name for path in runner._folder.iterdir()} == {"new", "newest"}
 
 
 # --- the server dies ---

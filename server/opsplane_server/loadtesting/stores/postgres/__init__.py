@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from opsplane_server.loadtesting.stores.postgres.compaction import PostgresWindowCompaction
 from opsplane_server.loadtesting.stores.postgres.projects import PostgresProjectStore
 from opsplane_server.loadtesting.stores.postgres.runs import PostgresRunStore
 from opsplane_server.loadtesting.stores.postgres.specs import PostgresSpecStore
 
-__all__ = ["PostgresProjectStore", "PostgresRunStore", "PostgresSpecStore"]
+__all__ = ["PostgresProjectStore", "PostgresRunStore", "PostgresSpecStore", "PostgresWindowCompaction"]

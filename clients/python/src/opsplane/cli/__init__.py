@@ -1,0 +1,5 @@
+"""The command line, `opsplane`."""
+
+from opsplane.cli.root import main
+
+__all__ = ["main"]

@@ -1,0 +1,5 @@
+"""`python -m opsplane.cli`, where the console script is not installed."""
+
+from opsplane.cli import main
+
+main()

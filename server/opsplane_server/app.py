@@ -119,6 +119,7 @@ async def _loadtesting(foundation: Foundation, stack: AsyncExitStack) -> Service
         signal,
         endpoint=foundation.local_address,
         poll=timedelta(seconds=min(settings.poll_interval_seconds, _RUN_POLL_SECONDS)),
+        max_retry=settings.max_retry,
         job_timeout=job_timeout,
         job_warning=timedelta(hours=settings.job_warning_hours),
         clean_up=settings.auto_delete_completed_jobs,

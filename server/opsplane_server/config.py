@@ -227,10 +227,21 @@ class TelemetrySettings(_Section):
 class LoadTestingSettings(_Section):
     """Load tests."""
 
-    poll_interval_seconds: float = Field(default=15, gt=0, le=3600, description="How often runs are looked after")
-    max_retry: int = Field(default=3, ge=0, le=100, description="How often a step of a run is tried again")
+    poll_interval_seconds: float = Field(
+        default=15,
+        gt=0,
+        le=3600,
+        description="How often runs are looked after; load generators on this machine at least four times a second",
+    )
+    max_retry: int = Field(
+        default=3, ge=0, le=100, description="How often starting or ending a load generator is tried again"
+    )
     metrics_delay_seconds: float = Field(
-        default=30, ge=0, le=3600, description="How long after a run's end its last figures may take to arrive"
+        default=30,
+        ge=0,
+        le=3600,
+        description="How long last figures of load generators on other machines are waited for; those here have "
+        "delivered when they end",
     )
     job_timeout_hours: float = Field(default=4, gt=0, le=720, description="A run that takes longer is ended")
     job_warning_hours: float = Field(default=1, gt=0, le=720, description="A run that takes longer is warned about")

@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TypeVar
 
 import structlog
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 
-from opsplane_server.errors import NotFound, OpsplaneError
+from opsplane_server.errors import FailedPrecondition, NotFound, OpsplaneError, Unavailable
 from opsplane_server.loadtesting.k6.requests import credential_environment
 from opsplane_server.loadtesting.k6.wrapping import wrap
 from opsplane_server.loadtesting.metrics.results import RunFold, Verdict
@@ -36,6 +38,8 @@ from opsplane_server.platform.model import Operation
 from opsplane_server.storage.followers import Position
 from opsplane_server.storage.secrets import SecretBox
 from opsplane_server.storage.signals import Signal
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -69,6 +73,7 @@ class RunSupervisor:
         *,
         endpoint: str,
         poll: timedelta,
+        max_retry: int,
         job_timeout: timedelta,
         job_warning: timedelta,
         clean_up: bool,
@@ -80,6 +85,7 @@ class RunSupervisor:
         self._signal = signal
         self._endpoint = endpoint
         self._poll = poll
+        self._max_retry = max_retry
         self._job_timeout = job_timeout
         self._job_warning = job_warning
         self._clean_up = clean_up
@@ -134,7 +140,7 @@ class RunSupervisor:
 
     async def _admit(self, execution: Execution, run: Run) -> None:
         """Notes who may deliver figures before anybody can."""
-        version = await self._runner.version()
+        version = await self._again(self._runner.version)
         token = new_token()
         sealed = base64.b64encode(self._secrets.encrypt(token, run.name)).decode()
         async with execution.transaction():
@@ -150,18 +156,17 @@ class RunSupervisor:
         if run.plan.script:
             files["main.js"] = wrap("script.js", teardown_timeout=run.plan.teardown_timeout)
         for number, (name, segment) in enumerate(zip(generators, segments(len(generators)), strict=True)):
-            await self._runner.start(
-                GeneratorSpec(
-                    name=name,
-                    files=files,
-                    main="main.js" if run.plan.script else "script.js",
-                    instance=str(number),
-                    exporter=Exporter(self._endpoint, token),
-                    environment=credential_environment(credentials),
-                    segment=segment,
-                    thresholds=bool(run.plan.script),
-                )
+            spec = GeneratorSpec(
+                name=name,
+                files=files,
+                main="main.js" if run.plan.script else "script.js",
+                instance=str(number),
+                exporter=Exporter(self._endpoint, token),
+                environment=credential_environment(credentials),
+                segment=segment,
+                thresholds=bool(run.plan.script),
             )
+            await self._again(partial(self._runner.start, spec))
         async with execution.transaction():
             await self._store.set_state(run.name, RunState.RUNNING)
             await self._store.append_log(run.key, [_event(f"{await self._runner.version()} started")])
@@ -194,13 +199,26 @@ class RunSupervisor:
                 await self._store.set_state(run.name, RunState.STOPPING)
                 await self._store.append_log(run.key, [_event(f"load generator stopped: {why}")])
             self._signal.notify()
-            await asyncio.gather(*(self._runner.stop(generator) for generator in generators))
+            await asyncio.gather(*(self._again(partial(self._runner.stop, generator)) for generator in generators))
         end, lines = await self._ending(run, generators, why)
         async with execution.transaction():
             await self._store.append_log(run.key, [*lines, _event(f"run ended: {end.state.value}")])
             await self._store.end_run(run.name, end)
         self._signal.notify()
         log.info("run ended", run=run.name, state=end.state.value, reason=end.failure_reason)
+
+    async def _again(self, action: Callable[[], Awaitable[T]]) -> T:
+        """Asks the runner, again when it can not do it now, and gives up after `max_retry` more times."""
+        for _ in range(self._max_retry):
+            try:
+                return await action()
+            except Unavailable as error:
+                log.warning("load generator not available", detail=error.message)
+                await asyncio.sleep(self._poll.total_seconds())
+        try:
+            return await action()
+        except Unavailable as error:
+            raise FailedPrecondition(error.message, reason="GENERATOR_UNAVAILABLE") from error
 
     async def _any_runs(self, generators: list[str]) -> bool:
         return any([isinstance(await self._runner.poll(generator), Running) for generator in generators])

@@ -1,0 +1,187 @@
+"""Seeing runs through, with a runner that is told what to do."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from opsplane.loadtesting.v1 import loadtesting_pb2_grpc, projects_pb2, runs_pb2
+from opsplane_server.errors import NotFound, Unavailable
+from opsplane_server.loadtesting.runners.console import ConsoleLine
+from opsplane_server.loadtesting.runners.port import Exited, GeneratorSpec, Lost, Running, Status
+from opsplane_server.loadtesting.runs import RUN_KIND
+from opsplane_server.loadtesting.supervise import RunSupervisor
+from opsplane_server.storage.secrets import SecretBox
+
+from tests.loadtesting_harness import LoadTesting
+from tests.waiting import until
+
+SCRIPT = "export default function () {}"
+
+
+@dataclass
+class FakeRunner:
+    """A `Runner` whose load generators run until a test ends them."""
+
+    refusals: int = 0
+    started: dict[str, Status] = field(default_factory=dict)
+    specs: list[GeneratorSpec] = field(default_factory=list)
+    cleaned: list[str] = field(default_factory=list)
+
+    async def version(self) -> str:
+        return "k6 of a test"
+
+    async def start(self, spec: GeneratorSpec) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise Unavailable("no room for another process")
+        if spec.name not in self.started:
+            self.specs.append(spec)
+            self.started[spec.name] = Running()
+
+    async def poll(self, name: str) -> Status:
+        if name not in self.started:
+            raise NotFound.resource(name)
+        return self.started[name]
+
+    async def stop(self, name: str, grace: timedelta = timedelta(seconds=2)) -> Exited | Lost:
+        if isinstance(await self.poll(name), Running):
+            self.started[name] = Exited(105)
+        status = self.started[name]
+        assert not isinstance(status, Running)
+        return status
+
+    async def console(self, name: str, max_bytes: int = 65536) -> list[ConsoleLine]:
+        return [ConsoleLine(None, "INFO", "hello")]
+
+    async def clean_up(self, name: str) -> None:
+        self.cleaned.append(name)
+
+    def end(self, status: Status) -> None:
+        self.started = dict.fromkeys(self.started, status)
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> SecretBox:
+    key_file = tmp_path / "supervisor.key"
+    key_file.write_text(base64.b64encode(os.urandom(32)).decode())
+    key_file.chmod(0o600)
+    return SecretBox.from_key_file(key_file, create=False)
+
+
+@asynccontextmanager
+async def supervising(
+    loadtesting: LoadTesting, runner: FakeRunner, box: SecretBox, owner: str = "one"
+) -> AsyncIterator[None]:
+    """An executor that sees runs through with the fake runner."""
+    supervisor = RunSupervisor(
+        loadtesting.runs,
+        runner,
+        box,
+        loadtesting.platform.signals.topic("loadtesting_runs"),
+        endpoint=loadtesting.address,
+        poll=timedelta(milliseconds=20),
+        max_retry=2,
+        job_timeout=timedelta(hours=1),
+        job_warning=timedelta(hours=1),
+        clean_up=True,
+        places=10,
+    )
+    executor = loadtesting.platform.executor(
+        {RUN_KIND: supervisor.handle}, owner=owner, failure_hooks={RUN_KIND: supervisor.failed}
+    )
+    async with executor:
+        yield
+
+
+async def created(loadtesting: LoadTesting, run_id: str = "r1", generators: int = 1) -> str:
+    stub: loadtesting_pb2_grpc.LoadTestingStub = loadtesting.stub
+    await stub.CreateProject(
+        projects_pb2.CreateProjectRequest(project=projects_pb2.Project(title="Own"), project_id="own")
+    )
+    run = runs_pb2.Run(title="Own", script=SCRIPT, generators=generators)
+    return (await stub.CreateRun(runs_pb2.CreateRunRequest(parent="projects/own", run=run, run_id=run_id))).name
+
+
+async def ended(loadtesting: LoadTesting, name: str) -> runs_pb2.Run:
+    messages = [m async for m in loadtesting.stub.WatchRun(runs_pb2.WatchRunRequest(name=name))]
+    return messages[-1].run
+
+
+async def test_run_goes_through_its_states(loadtesting: LoadTesting, box: SecretBox) -> None:
+    runner = FakeRunner()
+    async with supervising(loadtesting, runner, box):
+        name = await created(loadtesting, generators=3)
+        await until(lambda: len(runner.specs) == 3)
+        assert [spec.instance for spec in runner.specs] == ["0", "1", "2"]
+        assert len({spec.name for spec in runner.specs}) == 3
+        assert len({spec.exporter.token for spec in runner.specs}) == 1
+        runner.end(Exited(0))
+        run = await ended(loadtesting, name)
+        assert run.state == runs_pb2.RUN_STATE_COMPLETED
+        assert run.generator_version == "k6 of a test"
+        await until(lambda: len(runner.cleaned) == 3)
+        logs = await loadtesting.stub.ListRunLogs(runs_pb2.ListRunLogsRequest(parent=name))
+        assert [(line.source, line.message) for line in logs.lines] == [
+            ("event", "k6 of a test started"),
+            *[("console", "hello")] * 3,
+            ("event", "run ended: COMPLETED"),
+        ]
+
+
+@pytest.mark.parametrize(("refusals", "state"), [(2, "COMPLETED"), (3, "FAILED")])
+async def test_generator_that_can_not_start_now_is_tried_again(
+    loadtesting: LoadTesting, box: SecretBox, refusals: int, state: str
+) -> None:
+    runner = FakeRunner(refusals=refusals)
+    async with supervising(loadtesting, runner, box):
+        name = await created(loadtesting)
+        if state == "COMPLETED":
+            await until(lambda: bool(runner.specs))
+            runner.end(Exited(0))
+        run = await ended(loadtesting, name)
+    assert runs_pb2.RunState.Name(run.state) == f"RUN_STATE_{state}"
+    assert run.failure_reason == ("" if state == "COMPLETED" else "GENERATOR_UNAVAILABLE")
+
+
+async def test_run_cancelled_before_anybody_took_it_up_never_starts(loadtesting: LoadTesting, box: SecretBox) -> None:
+    name = await created(loadtesting)
+    await loadtesting.stub.CancelRun(runs_pb2.CancelRunRequest(name=name))
+    runner = FakeRunner()
+    async with supervising(loadtesting, runner, box):
+        assert (await ended(loadtesting, name)).state == runs_pb2.RUN_STATE_CANCELLED
+    assert not runner.specs
+
+
+async def test_next_process_goes_on_with_the_same_generators(loadtesting: LoadTesting, box: SecretBox) -> None:
+    runner = FakeRunner()
+    async with supervising(loadtesting, runner, box, owner="one"):
+        name = await created(loadtesting)
+        await until(lambda: bool(runner.specs))
+    assert (await loadtesting.runs.get_run(name)).state.value in ("PENDING", "RUNNING")
+    async with supervising(loadtesting, runner, box, owner="two"):
+        runner.end(Exited(0))
+        assert (await ended(loadtesting, name)).state == runs_pb2.RUN_STATE_COMPLETED
+    assert len(runner.specs) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(Lost(), "GENERATOR_LOST"), (Exited(107), "SCRIPT_ERROR"), (Exited(-9), "GENERATOR_KILLED")]
+)
+async def test_bad_end_fails_the_run_with_its_reason(
+    loadtesting: LoadTesting, box: SecretBox, status: Status, reason: str
+) -> None:
+    runner = FakeRunner()
+    async with supervising(loadtesting, runner, box):
+        name = await created(loadtesting)
+        await until(lambda: bool(runner.specs))
+        runner.end(status)
+        run = await ended(loadtesting, name)
+    assert (run.state, run.failure_reason) == (runs_pb2.RUN_STATE_FAILED, reason)
+    assert run.verdict == runs_pb2.VERDICT_INVALID

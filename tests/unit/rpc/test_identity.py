@@ -68,8 +68,9 @@ async def test_static_tokens() -> None:
             StaticToken.configured("two", {"loadtesting": Role.EDITOR}, sha256=digest),
         ]
     )
-    first = await tokens.authenticate(bearer("first"), LOOPBACK, METHOD)
-    assert first == Principal("one", {"*": Role.VIEWER})
+    for _ in range(2):
+        first = await tokens.authenticate(bearer("first"), LOOPBACK, METHOD)
+        assert first == Principal("one", {"*": Role.VIEWER})
     second = await tokens.authenticate(bearer("second"), LOOPBACK, METHOD)
     assert second == Principal("two", {"loadtesting": Role.EDITOR})
     for metadata in ([], bearer(""), bearer("third"), bearer(digest), [("authorization", "Basic first")]):

@@ -165,8 +165,8 @@ async def _send(
             process.stdin.write(part)
             await process.stdin.drain()
         process.stdin.close()
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # it ended early; what it answered, if anything, says why
+    except (BrokenPipeError, ConnectionResetError, RuntimeError):
+        pass  # it ended early (uvloop says RuntimeError then); what it answered, if anything, says why
 
 
 def _field(source_url: str) -> str:

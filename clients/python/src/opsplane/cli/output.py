@@ -36,7 +36,7 @@ def one_line(text: str, limit: int = 80) -> str:
 
 
 def print_json(message: Message) -> None:
-    """Prints a message as proto JSON, which is what grpcurl prints too."""
+    """Prints a message as proto JSON."""
     click.echo(json_format.MessageToJson(message, ensure_ascii=False))
 
 

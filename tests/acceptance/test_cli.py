@@ -98,6 +98,10 @@ async def test_from_a_document_to_stored_results(server: ServerProcess, document
     script = await command(server, "script", "shop/first")
     assert "export const options" in script.out
 
+    logs = await command(server, "logs", "shop/first")
+    assert "run ended: COMPLETED" in logs.out
+    assert (await answer(server, "jobs")) == {}
+
     assert (await command(server, "delete", "shop/first")).status == 0
     assert (await command(server, "show", "shop/first")).status == 1
 

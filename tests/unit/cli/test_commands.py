@@ -205,7 +205,7 @@ async def test_a_broken_plug_in_costs_a_line_of_warning(tmp_path: Path) -> None:
 
 async def test_every_command_has_help_with_an_example() -> None:
     for command in (
-        "analyze", "cancel", "delete", "endpoints", "history", "run", "script", "show", "watch",
+        "analyze", "cancel", "delete", "endpoints", "history", "jobs", "logs", "run", "script", "show", "watch",
         "projects list", "projects create", "projects show", "projects delete", "specs list", "specs delete",
     ):  # fmt: skip
         outcome = await opsplane_command("loadtest", *command.split(), "--help")

@@ -10,7 +10,7 @@ import click
 import grpc
 from google.protobuf.empty_pb2 import Empty
 
-from opsplane.cli import runs
+from opsplane.cli import jobs, runs
 from opsplane.cli.endpoints import spec_of
 from opsplane.cli.names import PROJECT, project_option, spec_name
 from opsplane.cli.output import clean, console, local_time, more, one_line, print_json, short, table
@@ -244,7 +244,17 @@ def endpoints(session: Session, project: str, spec: str | None, tag: str, method
     more(found.next_page_token)
 
 
-for command in (runs.run, runs.watch, runs.show, runs.history, runs.cancel, runs.delete, runs.script):
+for command in (
+    runs.run,
+    runs.watch,
+    runs.show,
+    runs.history,
+    runs.cancel,
+    runs.delete,
+    runs.script,
+    jobs.jobs,
+    jobs.logs,
+):
     loadtest.add_command(command)
 
 

@@ -37,7 +37,12 @@ def subclasses(kind: type[errors.OpsplaneError]) -> set[type[errors.OpsplaneErro
 
 
 async def test_every_domain_error_is_in_the_table() -> None:
-    public = {kind for kind in subclasses(errors.OpsplaneError) if not kind.__name__.startswith("_")}
+    # Rooms may refine them; what a refinement is not in the table for, its base is.
+    public = {
+        kind
+        for kind in subclasses(errors.OpsplaneError)
+        if kind.__module__ == errors.__name__ and not kind.__name__.startswith("_")
+    }
     assert {type(error) for error, _, _ in MAPPED} == public - {errors.OpsplaneError}
 
 

@@ -13,7 +13,7 @@ export PATH := $(abspath $(VENV)/bin):$(OPSPLANE_CACHE)/bin:$(PATH)
 PART ?= all
 ARGS ?=
 
-.PHONY: help install tools demo run test check format proto proto-check lock bench clean
+.PHONY: help install tools demo run test check format proto proto-check lock bench soak clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ lock: $(STAMP) ## renew requirements.lock (ARGS=--upgrade for newer versions)
 
 bench: $(STAMP) ## measure (PART=loadtest|rpc; default all) into build/bench.json
 	@$(PY) -m tests.bench $(PART)
+
+soak: $(STAMP) ## run a load test for long and watch the memory (ARGS="--minutes 30")
+	@$(PY) -m scripts.soak $(ARGS)
 
 clean: ## remove what was made in the checkout
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

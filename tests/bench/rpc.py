@@ -1,9 +1,11 @@
 """What the interceptors cost: requests/s of a unary RPC against a bare grpc.aio server with the same handler.
 
-Each server is a process of its own on loopback and uvloop. One client loads them in turn, less than a second each, so
-that both see the same noise; the result is the median of the rounds' ratios. The full server has
-everything that production has: a static token, a span a call continued from the caller's trace and batched to an
-exporter that drops it, metrics, validation, error mapping, and logging at its default level.
+Each server is a process of its own on loopback and uvloop. One client loads them in turn, less than a second each,
+so that both see the same noise; the result is the median of the rounds' ratios. The full server has everything that
+production has: a static token, a span a call, continued from the caller's trace and batched to an exporter that drops
+it, metrics, validation, error mapping, and logging at its default level.
+
+Other work on the machine distorts the rate; the CPU time that a request takes is the steadier figure.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from google.rpc import error_details_pb2
 from opsplane_server.errors import FailedPrecondition, NotFound, OpsplaneError, Unavailable
 from opsplane_server.loadtesting.k6.requests import credential_environment
 from opsplane_server.loadtesting.k6.wrapping import wrap
-from opsplane_server.loadtesting.metrics.results import RunFold, Verdict
+from opsplane_server.loadtesting.metrics.results import RunFold, RunResults, Verdict
 from opsplane_server.loadtesting.metrics.rows import ExportRow
 from opsplane_server.loadtesting.metrics.targets import SustainedTargets, judge
 from opsplane_server.loadtesting.metrics.windows import WindowAssembler
@@ -50,6 +50,9 @@ RUNNING = "running"
 CANCELLED = "CANCELLED"
 TIMEOUT = "TIMEOUT"
 TARGET_MISSED = "TARGET_MISSED"
+
+# What k6 writes of a call that got no answer.
+_NO_ANSWER = "Request Failed"
 
 _BATCH = 500
 _CONSOLE_BYTES = 256 * 1024
@@ -258,6 +261,9 @@ class RunSupervisor:
         failure = next((e for e in endings if e.reason not in ("", THRESHOLDS_CROSSED)), None)
         if failure is not None:
             return RunEnd(RunState.FAILED, Verdict.INVALID, outcome, failure.reason, failure.message), lines
+        unreachable = _unreachable(results, lines)
+        if unreachable:
+            return RunEnd(RunState.FAILED, Verdict.INVALID, outcome, "TARGET_UNREACHABLE", unreachable), lines
         if any(ending.reason == THRESHOLDS_CROSSED for ending in endings) and verdict is Verdict.PASSED:
             verdict = Verdict.FAILED
         return RunEnd(RunState.COMPLETED, verdict, outcome, notes=_notes(endings)), lines
@@ -304,6 +310,18 @@ def generator_names(run: Run) -> list[str]:
 def is_overdue(run: Run, now: datetime, job_warning: timedelta) -> bool:
     """Whether the run's load has lasted longer than is usual."""
     return run.start_time is not None and now - run.start_time > job_warning
+
+
+def _unreachable(results: RunResults, lines: list[LogLine]) -> str:
+    """What k6 says of a target that answered none of the calls; empty when any was answered.
+
+    An answer with a bad status is an answer: k6 warns only of calls that got none.
+    """
+    total = results.total
+    if not total.requests or total.failed_requests < total.requests:
+        return ""
+    warnings = [line.message for line in lines if line.level == "WARN" and _NO_ANSWER in line.message]
+    return f"no call was answered: {warnings[-1]}" if warnings else ""
 
 
 def _notes(endings: list[Ending]) -> tuple[str, ...]:

@@ -118,7 +118,7 @@ async def test_killed_load_generator_fails_the_run_and_says_that_figures_lack(sa
             assert ended.results.incomplete_reason
 
 
-async def test_target_that_refuses_gives_failed_calls_not_a_failed_run() -> None:
+async def test_target_that_refuses_fails_the_run_with_that_reason() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         base_url = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -126,7 +126,8 @@ async def test_target_that_refuses_gives_failed_calls_not_a_failed_run() -> None
             async with stub_of(server) as stub:
                 run = await create_run(stub, base_url, seconds=2)
                 ended = await finished(stub, run.name)
-                assert ended.state == runs_pb2.RUN_STATE_COMPLETED
+                assert (ended.state, ended.failure_reason) == (runs_pb2.RUN_STATE_FAILED, "TARGET_UNREACHABLE")
+                assert "connection refused" in ended.failure_message
                 assert ended.results.total.requests > 0
                 assert ended.results.total.failed_requests == ended.results.total.requests
                 logs = await stub.ListRunLogs(runs_pb2.ListRunLogsRequest(parent=run.name))

@@ -17,6 +17,7 @@ from opsplane.loadtesting.v1 import (
     specs_pb2,
 )
 
+from opsplane_server.errors import Unimplemented
 from opsplane_server.loadtesting import convert, convert_runs, names
 from opsplane_server.loadtesting.metrics.results import Verdict
 from opsplane_server.loadtesting.model import RunPlan, RunState
@@ -266,6 +267,8 @@ class LoadTestingServicer(loadtesting_pb2_grpc.LoadTestingServicer):
         )
 
     async def _planned(self, parent: str, message: runs_pb2.Run) -> tuple[RunPlan, str]:
+        if message.HasField("user_load"):
+            raise Unimplemented("run.user_load is not built yet; use scenarios or a script")
         endpoints = await self._runs.endpoints(parent, [scenario.endpoint for scenario in message.scenarios])
         return await self._runs.plan(convert_runs.request_from_proto(message, endpoints))
 

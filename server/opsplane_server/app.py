@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
-from typing import Final, NoReturn, Self
+from typing import Any, Final, NoReturn, Self
 
 import grpc
 import structlog
@@ -42,6 +42,12 @@ from opsplane_server.loadtesting.stores.postgres import (
 from opsplane_server.loadtesting.supervise import RunSupervisor
 from opsplane_server.loadtesting.tokens import RunTokens
 from opsplane_server.loadtesting.watch import RunWatcher
+from opsplane_server.logingest.acceptance import Acceptance
+from opsplane_server.logingest.ingest import Ingest
+from opsplane_server.logingest.quotas import Quotas
+from opsplane_server.logingest.stores.postgres.partitions import PostgresPartitions
+from opsplane_server.logingest.stores.postgres.writing import PostgresRecordWriters
+from opsplane_server.logingest.streams import LOG_SERVICE, LogStreams
 from opsplane_server.platform.changes import Changes
 from opsplane_server.platform.execution import FailureHook, Handler
 from opsplane_server.platform.executor import OperationExecutor
@@ -68,6 +74,9 @@ log = structlog.get_logger(__name__)
 _PROBE_SECONDS: Final = 2.0
 _PROBE_TIMEOUT: Final = 10.0
 
+# Connections by which each worker stores logs: one decodes while the other waits for PostgreSQL.
+_LOG_LANES: Final = 2
+
 # The end of a process on this machine is not told, it is looked for.
 _RUN_POLL_SECONDS: Final = 0.25
 
@@ -84,6 +93,7 @@ class Foundation:
     node: str
     owner: str
     local_address: str
+    dsn: str = field(repr=False)
     database: Database
     signals: Signals
     secrets: SecretBox
@@ -100,6 +110,8 @@ class Service:
     authenticators: Sequence[Authenticator] = ()
     handlers: Mapping[str, Handler] = field(default_factory=dict)
     failure_hooks: Mapping[str, FailureHook] = field(default_factory=dict)
+    drain: Callable[[], None] = lambda: None
+    """Ends what would go on for ever, when the process takes no new calls."""
 
 
 async def _loadtesting(foundation: Foundation, stack: AsyncExitStack) -> Service:
@@ -160,10 +172,35 @@ async def _loadtesting(foundation: Foundation, stack: AsyncExitStack) -> Service
     )
 
 
+async def _logingest(foundation: Foundation, stack: AsyncExitStack) -> Service:
+    settings = foundation.settings.logingest
+    partitions = PostgresPartitions(foundation.database)
+    writers = await stack.enter_async_context(PostgresRecordWriters(foundation.dsn, partitions, connections=_LOG_LANES))
+    acceptance = Acceptance(
+        retention=timedelta(days=settings.retention_days), future=timedelta(seconds=settings.future_tolerance_seconds)
+    )
+    groups = foundation.signals.topic("logingest_groups")
+    ingest = await stack.enter_async_context(
+        Ingest(writers, acceptance, groups, lanes=_LOG_LANES, pending_bytes=settings.pending_bytes)
+    )
+    streams = LogStreams(ingest, Quotas(settings.quota_bytes_per_second, settings.quotas))
+    handlers = {**streams.handlers()}
+    return Service(
+        registrations=[Registration(LOG_SERVICE, lambda server: _add_handlers(server, LOG_SERVICE, handlers))],
+        drain=streams.drain,
+    )
+
+
+def _add_handlers(
+    server: grpc.aio.Server, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
+) -> None:
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, dict(handlers))])
+
+
 Builder = Callable[[Foundation, AsyncExitStack], Awaitable[Service]]
 """Builds a service; what must be closed again goes on the stack."""
 
-BUILDERS: Final[Mapping[str, Builder]] = {"loadtesting": _loadtesting}
+BUILDERS: Final[Mapping[str, Builder]] = {"loadtesting": _loadtesting, "logingest": _logingest}
 """Every service of `config.SERVICES`."""
 
 
@@ -176,6 +213,7 @@ class App:
         self._stack = AsyncExitStack()
         self._server: RpcServer | None = None
         self._database: Database | None = None
+        self._services: Sequence[Service] = ()
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -211,6 +249,8 @@ class App:
         """Takes no new calls and returns when open ones have ended, or their grace, or when `hurry` is set."""
         assert self._server is not None
         await self._server.drain()
+        for service in self._services:
+            service.drain()
         stopping = asyncio.create_task(self._server.stop(self._facts.settings.server.shutdown_grace_seconds))
         hurried = asyncio.create_task(hurry.wait())
         await asyncio.wait((stopping, hurried), return_when=asyncio.FIRST_COMPLETED)
@@ -238,6 +278,7 @@ class App:
             node=facts.node,
             owner=f"{facts.node}/{os.getpid()}-{secrets.token_hex(4)}",
             local_address=facts.local_address,
+            dsn=facts.dsn,
             database=database,
             signals=signals,
             secrets=box,
@@ -246,6 +287,7 @@ class App:
             peers=await stack.enter_async_context(Peers(own, served=settings.server.services, remote={})),
         )
         services = [await BUILDERS[name](foundation, stack) for name in settings.server.services]
+        self._services = services
         await stack.enter_async_context(Retention(store, requests))
         executor = OperationExecutor(
             store,

@@ -25,7 +25,7 @@ from pydantic import (
 from opsplane_server.rpc.identity import StaticToken
 
 # Every service that this version can serve.
-SERVICES: Final = ("loadtesting",)
+SERVICES: Final = ("loadtesting", "logingest")
 
 
 def _split(value: object) -> object:
@@ -273,6 +273,34 @@ class LoadTestingSettings(_Section):
         return self
 
 
+class LogIngestSettings(_Section):
+    """Logs."""
+
+    retention_days: int = Field(default=30, ge=1, le=3650, description="Days that records are kept, by their own time")
+    future_tolerance_seconds: float = Field(
+        default=300, ge=0, le=86400, description="How far a record's time may be ahead of the server's clock"
+    )
+    dedup_days: int = Field(
+        default=14, ge=1, le=365, description="Days for which a batch that is sent again is recognised by its id"
+    )
+    pending_bytes: int = Field(
+        default=32 << 20,
+        ge=1 << 20,
+        le=1 << 30,
+        description="Bytes that may wait to be stored in each worker; senders are held back beyond it",
+    )
+    quota_bytes_per_second: int = Field(
+        default=0, ge=0, description="Bytes that a sender may send a second to each worker; 0 is without limit"
+    )
+    quotas: dict[str, int] = Field(
+        default={}, description="The same for single senders, by the name of their token; in the file only"
+    )
+    archive_folder: File | None = Field(
+        default=None,
+        description="Folder for a compressed file of each day before it is dropped; without it nothing is archived",
+    )
+
+
 class SecretsSettings(_Section):
     """How secrets are encrypted that the server keeps."""
 
@@ -306,6 +334,7 @@ class Settings(_Section):
     logging: LoggingSettings = LoggingSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     loadtesting: LoadTestingSettings = LoadTestingSettings()
+    logingest: LogIngestSettings = LogIngestSettings()
     secrets: SecretsSettings = SecretsSettings()
 
     @property

@@ -70,6 +70,19 @@ def translate(error: BaseException) -> OpsplaneError | None:
     return None
 
 
+@asynccontextmanager
+async def transaction_on(connection: Connection) -> AsyncIterator[None]:
+    """A transaction on a connection that the caller holds; an error that leaves the block undoes it and is told."""
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        yield
+    except BaseException:
+        await _undo(connection, transaction)
+        raise
+    await transaction.commit()
+
+
 async def _undo(connection: Connection, transaction: Transaction) -> None:
     """Rolls back, or ends the connection, which undoes it as well; the error that led here is the one to tell."""
     try:
@@ -206,20 +219,14 @@ class Database:
 
     @asynccontextmanager
     async def _begin(self, task: asyncio.Task[Any] | None) -> AsyncIterator[Connection]:
-        async with self._acquire() as connection:
-            transaction = connection.transaction()
-            await transaction.start()
+        async with self._acquire() as connection, transaction_on(connection):
             ambient = self._ambient[task] = _Ambient(connection)
             try:
                 yield connection
                 if ambient.failed:
                     raise RuntimeError("an error left a joined block of this transaction and was ignored")
-            except BaseException:
-                await _undo(connection, transaction)
-                raise
             finally:
                 del self._ambient[task]
-            await transaction.commit()
 
     @asynccontextmanager
     async def _join(self, ambient: _Ambient) -> AsyncIterator[Connection]:

@@ -35,6 +35,15 @@ _PRIVATE = ("OPSPLANE_", "DATABASE_", "DB_", "PGPASS")
 # calls that are under way.
 _GRPC = {"GRPC_ENABLE_FORK_SUPPORT": "false"}
 
+# Groups of logs are decoded in blocks of some megabytes. glibc would give each back to the system at once and take it
+# again, page by page, for the next: a third of the time of decoding. Arrow's own allocator does so too.
+_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
+    "MALLOC_ARENA_MAX": "2",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+}
+
 
 class WorkerFailed(FailedPrecondition):
     """A worker could not start and said why."""
@@ -150,7 +159,9 @@ class Worker:
                 sys.executable, "-P", "-m", _MODULE,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=sys.stderr,  # libraries that print must not write between our own lines
-                env={name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)} | _GRPC,
+                env={name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)}
+                | _GRPC
+                | _MEMORY,
                 pass_fds=(writing, facts.lock_fd),
                 start_new_session=True,  # a Ctrl-C in the terminal is for the parent, who tells its workers
             )  # fmt: skip

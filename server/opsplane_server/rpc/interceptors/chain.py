@@ -26,11 +26,12 @@ Handler = Callable[[Any, Context], Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """An RPC of this server: `path` is `/package.Service/Name`."""
+    """An RPC of this server: `path` is `/package.Service/Name`. undecoded: its handler takes requests as bytes."""
 
     path: str
     client_streaming: bool
     server_streaming: bool
+    undecoded: bool = False
 
     @property
     def service(self) -> str:
@@ -87,7 +88,12 @@ class Chain(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, path: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
-        method = Method(path, bool(handler.request_streaming), bool(handler.response_streaming))
+        method = Method(
+            path,
+            bool(handler.request_streaming),
+            bool(handler.response_streaming),
+            undecoded=handler.request_deserializer is None,
+        )
         behavior, rebuild = _parts(handler)
         call = _uniform(method, behavior)
         for interceptor in reversed(self._interceptors):

@@ -13,21 +13,32 @@ from opsplane_server.errors import FieldViolation, InvalidArgument
 from opsplane_server.rpc.interceptors.chain import Context, Handler, Method
 
 
-class Validation:
-    """Refuses requests that break a rule, each message of a stream included; services of others have no rules."""
+class Rules:
+    """The rules that stand in the protos."""
 
     def __init__(self) -> None:
-        self._validator = Validator()
+        self._violations = Validator().collect_violations
+
+    def check(self, message: Message, *, within: str = "") -> None:
+        """Raise InvalidArgument when the message breaks a rule; `within` is the path of the message in its request."""
+        if found := self._violations(message):
+            raise _invalid(found, within)
+
+
+class Validation:
+    """Refuses requests that break a rule, each message of a stream included.
+
+    Services of others have no rules, and a handler that takes undecoded requests checks them itself.
+    """
+
+    def __init__(self) -> None:
+        self._rules = Rules()
 
     def wrap(self, method: Method, handler: Handler) -> Handler:
         """Validate what the method receives."""
-        if not method.service.startswith("opsplane."):
+        if method.undecoded or not method.service.startswith("opsplane."):
             return handler
-        violations = self._validator.collect_violations
-
-        def check(request: Message) -> None:
-            if found := violations(request):
-                raise _invalid(found)
+        check = self._rules.check
 
         async def call(request: Any, context: Context) -> Any:
             check(request)
@@ -62,8 +73,9 @@ class _CheckedContext:
         return getattr(self._context, name)
 
 
-def _invalid(violations: list[Violation]) -> InvalidArgument:
-    fields = [FieldViolation(field_path(violation), violation.proto.message) for violation in violations]
+def _invalid(violations: list[Violation], within: str) -> InvalidArgument:
+    prefix = f"{within}." if within else ""
+    fields = [FieldViolation(prefix + field_path(violation), violation.proto.message) for violation in violations]
     first = fields[0]
     more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""
     what = f"{first.field}: {first.description}" if first.field else first.description

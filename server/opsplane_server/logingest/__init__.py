@@ -1,0 +1,1 @@
+"""Log ingestion: batches of records by COPY into day partitions, found and followed again."""

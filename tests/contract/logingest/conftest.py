@@ -1,0 +1,1 @@
+from tests.logingest_harness import logs as logs

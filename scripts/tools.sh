@@ -18,4 +18,32 @@ go_tool() {
     touch "$stamp"
 }
 
+# otel_collector VERSION PROVIDER_VERSION
+# A collector with what a test needs and nothing else: it tails files and exports OTLP.
+otel_collector() {
+    local stamp="$cache/otelcol-$1.installed" work
+    [ -e "$stamp" ] && return
+    go_tool ocb-builder go.opentelemetry.io/collector/cmd/builder "$1"
+    [ -x "$cache/bin/builder" ] || return 0
+    echo "building otelcol $1 (some minutes)"
+    work=$(mktemp -d)
+    cat >"$work/manifest.yaml" <<END
+dist: {name: otelcol, output_path: $work/build}
+receivers: [{gomod: github.com/open-telemetry/opentelemetry-collector-contrib/receiver/filelogreceiver $1}]
+exporters: [{gomod: go.opentelemetry.io/collector/exporter/otlpexporter $1}]
+providers:
+  - gomod: go.opentelemetry.io/collector/confmap/provider/envprovider $2
+  - gomod: go.opentelemetry.io/collector/confmap/provider/fileprovider $2
+END
+    if GOFLAGS=-mod=mod "$cache/bin/builder" --config "$work/manifest.yaml" >"$cache/otelcol.log" 2>&1; then
+        mv "$work/build/otelcol" "$cache/bin/otelcol"
+        touch "$stamp"
+    else
+        cat "$cache/otelcol.log" >&2
+    fi
+    rm -rf "$work"
+    [ -e "$stamp" ]
+}
+
 go_tool grpcurl github.com/fullstorydev/grpcurl/cmd/grpcurl v1.9.3
+otel_collector v0.149.0 v1.55.0

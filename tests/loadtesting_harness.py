@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import math
-import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -75,8 +73,6 @@ async def loadtesting(dsn: str, tmp_path: Path) -> AsyncIterator[LoadTesting]:
     await prepare(dsn)
     await migrate(dsn, [MIGRATIONS])
     key_file = tmp_path / "secrets.key"
-    key_file.write_text(base64.b64encode(os.urandom(32)).decode())
-    key_file.chmod(0o600)
     async with AsyncExitStack() as stack:
         platform = await stack.enter_async_context(connect(dsn))
         fetcher = await stack.enter_async_context(SpecFetcher(FetchLimits(allow_private=True)))
@@ -93,7 +89,7 @@ async def loadtesting(dsn: str, tmp_path: Path) -> AsyncIterator[LoadTesting]:
                 runs,
                 specs,
                 platform.operations,
-                SecretBox.from_key_file(key_file, create=False),
+                SecretBox.from_key_file(key_file, create=True),
                 node="here",
                 job_timeout=timedelta(hours=4),
                 inspect=LocalRunner(tmp_path / "k6").inspect,

@@ -218,13 +218,17 @@ async def call_empty(channel: grpc.aio.Channel, method: RpcMethod, metadata: Met
         (True, True): channel.stream_stream,
     }
     invoke = kinds[method.client_streaming, method.server_streaming](method.path)
+    attempts = 0
     while True:
         call = invoke(iter([b""]) if method.client_streaming else b"", metadata=metadata)
         try:
             await (call.read() if method.server_streaming else call)
         except grpc.aio.AioRpcError as error:
-            # gRPC's client says so when the server has refused before the message was sent; the refusal is lost.
-            if method.client_streaming and "execute_batch" in (error.details() or ""):
+            # gRPC's client says INTERNAL when the server has refused before the message was sent, and the refusal is
+            # lost. What the server itself calls so has a trace id.
+            lost = error.code() is grpc.StatusCode.INTERNAL and "trace id" not in (error.details() or "")
+            attempts += 1
+            if method.client_streaming and lost and attempts < 10:
                 continue
             raise
         return

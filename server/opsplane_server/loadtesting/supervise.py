@@ -242,6 +242,8 @@ class RunSupervisor:
         missed = []
         async for row in self._rows(run):
             fold.add(row)
+            if not sustained:
+                continue
             for window in assembler.feed([("", row)], row.time_unix_nano):
                 missed += [target for _, target in sustained.watch(window)]
         for window in assembler.finish():

@@ -92,7 +92,7 @@ class EmbeddedPostgres:
         self._max_connections = max_connections
         self._start_timeout = start_timeout
         self._lock: int | None = None
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: int | None = None  # the number of a server that this process has started
         self._postmaster: Postmaster | None = None
         self._dsn: str | None = None
 
@@ -275,7 +275,7 @@ class EmbeddedPostgres:
         # O_APPEND lets _bound_log truncate the file under the running server.
         log_file = os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            self._child = subprocess.Popen(
+            child = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
@@ -287,7 +287,10 @@ class EmbeddedPostgres:
             )
         finally:
             os.close(log_file)
-        return Postmaster(psutil.Process(self._child.pid), data)
+        # It may outlive this object, and another one adopt it: subprocess would warn of that, so it looks no more.
+        child.returncode = 0
+        self._child = child.pid
+        return Postmaster(psutil.Process(child.pid), data)
 
     def _socket_folder(self) -> Path:
         """`run`, or a short folder where that is too long for a socket or can not stand in an address."""
@@ -325,8 +328,13 @@ class EmbeddedPostgres:
         return f"postgresql://{_USER}:{quote(self._password())}@/{database}?{query}"
 
     def _is_alive(self, server: Postmaster) -> bool:
-        if self._child is not None and self._child.poll() is not None:  # collects the exit status of a child
-            self._child = None
+        if self._child is not None:
+            try:
+                ended, _ = os.waitpid(self._child, os.WNOHANG)
+            except ChildProcessError:  # its status was collected by somebody else
+                ended = self._child
+            if ended:
+                self._child = None
         return server.alive
 
     async def _end(self, server: Postmaster) -> None:

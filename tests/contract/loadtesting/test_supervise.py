@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -69,10 +67,7 @@ class FakeRunner:
 
 @pytest.fixture
 def box(tmp_path: Path) -> SecretBox:
-    key_file = tmp_path / "supervisor.key"
-    key_file.write_text(base64.b64encode(os.urandom(32)).decode())
-    key_file.chmod(0o600)
-    return SecretBox.from_key_file(key_file, create=False)
+    return SecretBox.from_key_file(tmp_path / "supervisor.key", create=True)
 
 
 @asynccontextmanager

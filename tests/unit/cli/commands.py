@@ -23,7 +23,10 @@ class Outcome(NamedTuple):
 
 
 async def start(
-    *arguments: str, address: str, environment: Mapping[str, str] | None = None
+    *arguments: str,
+    address: str,
+    environment: Mapping[str, str] | None = None,
+    stdin: int = asyncio.subprocess.DEVNULL,
 ) -> asyncio.subprocess.Process:
     """Starts `opsplane` with pipes for its output, in nobody's terminal."""
     variables = {**os.environ, "OPSPLANE_ADDRESS": address, **(environment or {})}
@@ -34,7 +37,7 @@ async def start(
         "opsplane.cli",
         *arguments,
         env=variables,
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -32,7 +32,7 @@ from opsplane.common.v1 import platform_pb2, platform_pb2_grpc
 from opsplane.ftptransfer.v1 import ftptransfer_pb2_grpc
 from opsplane.instances.v1 import instances_pb2_grpc
 from opsplane.loadtesting.v1 import loadtesting_pb2_grpc, runs_pb2
-from opsplane.logingest.v1 import logingest_pb2_grpc
+from opsplane.logingest.v1 import logingest_pb2, logingest_pb2_grpc, queries_pb2
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
@@ -144,6 +144,36 @@ class Client:
                 call.cancel()
             if lost is None and run.state in ENDED_RUN_STATES:
                 return
+            if on_reconnect is not None and (lost is None or lost.code() in _LOST):
+                on_reconnect()
+            await pause.after(lost)
+
+    async def tail_logs(
+        self,
+        query: queries_pb2.LogQuery | None = None,
+        *,
+        backlog: int = 0,
+        cursor: str = "",
+        on_reconnect: Callable[[], None] | None = None,
+    ) -> AsyncIterator[logingest_pb2.TailLogsResponse]:
+        """LogIngest.TailLogs that survives the loss of its stream: it goes on after the last message it gave.
+
+        It ends only by an error, as `watch_run` does, or when the caller leaves. `on_reconnect` is called at each loss.
+        """
+        pause = _Pause()
+        while True:
+            request = logingest_pb2.TailLogsRequest(query=query, backlog=0 if cursor else backlog, cursor=cursor)
+            call = self.log_ingest.TailLogs(request)
+            lost: grpc.aio.AioRpcError | None = None
+            try:
+                async for response in call:
+                    pause.reset()
+                    cursor = response.cursor or cursor
+                    yield response
+            except grpc.aio.AioRpcError as error:
+                lost = error
+            finally:
+                call.cancel()
             if on_reconnect is not None and (lost is None or lost.code() in _LOST):
                 on_reconnect()
             await pause.after(lost)

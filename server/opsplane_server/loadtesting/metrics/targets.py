@@ -62,6 +62,10 @@ class SustainedTargets:
         self._before: Window | None = None
         self._called: set[str] = set()
 
+    def __bool__(self) -> bool:
+        """Whether there are any: without them no windows need to be made."""
+        return bool(self._streaks)
+
     def watch(self, window: Window) -> list[tuple[Target, MissedTarget]]:
         """The targets that are missed since this window; each is returned once."""
         before, self._before = self._before, window

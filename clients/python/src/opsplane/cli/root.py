@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from opsplane.cli.loadtest import loadtest
+from opsplane.cli.logs import logs
 from opsplane.cli.session import Session
 from opsplane.client import DEFAULT_ADDRESS, Tls
 
@@ -102,8 +103,11 @@ def opsplane(
       opsplane loadtest analyze openapi.yaml --project shop --create-project
       opsplane loadtest run --project shop --endpoint "GET /pets" --vus 10 --duration 30s
       opsplane -o json loadtest history | jq '.runs[].title'
+      opsplane logs ship -f /var/log/app.log --service orders
+      opsplane logs search timeout --level error --since 1h
 
-    Exit status: 0 done, 1 the call failed, 2 wrong usage, 3 the run failed or did not keep its targets.
+    Exit status: 0 done, 1 the call failed, 2 wrong usage, 3 the run failed or did not keep its targets, or log records
+    were rejected.
     """
     if bool(cert) != bool(key):
         raise click.UsageError("--cert and --key go together")
@@ -115,6 +119,7 @@ def opsplane(
 
 opsplane.add_command(loadtest)
 opsplane.add_command(loadtest, "load")
+opsplane.add_command(logs)
 
 
 def main() -> None:

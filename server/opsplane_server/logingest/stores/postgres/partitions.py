@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 
 from opsplane_server.errors import Unavailable
 from opsplane_server.storage.database import Connection, Database
@@ -27,6 +27,16 @@ _INDEXES = {
 def partition_name(day: date) -> str:
     """The name of a day's partition, without the schema."""
     return f"records_{day:%Y%m%d}"
+
+
+def expired_name(day: date) -> str:
+    """The name of what was a day's partition and waits for its removal."""
+    return f"expired_{day:%Y%m%d}"
+
+
+def day_of(name: str) -> date:
+    """The day of a partition, or of what was one, by its name."""
+    return datetime.strptime(name[-8:], "%Y%m%d").date()
 
 
 class PostgresPartitions:
@@ -61,7 +71,8 @@ async def _missing(connection: Connection, names: Collection[str]) -> list[str]:
 
 
 async def _create(connection: Connection, name: str, day: date) -> None:
-    if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", f"logingest.{name}"):
+    left = [f"logingest.{name}", f"logingest.{expired_name(day)}"]
+    if await connection.fetchval("SELECT bool_or(to_regclass(name) IS NOT NULL) FROM unnest($1::text[]) AS name", left):
         raise Unavailable(f"the records of {day} are being removed", reason="DAY_EXPIRED")
     # PARTITION OF would lock the parent against all readers and writers; ATTACH of an empty table does not.
     await connection.execute(

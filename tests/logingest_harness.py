@@ -17,7 +17,7 @@ from opsplane_server.logingest.ingest import Ingest
 from opsplane_server.logingest.quotas import Quotas
 from opsplane_server.logingest.stores.postgres.partitions import PostgresPartitions
 from opsplane_server.logingest.stores.postgres.writing import PostgresRecordWriters
-from opsplane_server.logingest.streams import LOG_SERVICE, LogStreams
+from opsplane_server.logingest.streams import SERVICE, LogStreams
 from opsplane_server.rpc.identity import Anonymous
 from opsplane_server.rpc.interceptors import standard
 from opsplane_server.rpc.server import Registration
@@ -48,7 +48,7 @@ class LogIngest:
         """Sends all messages and returns the answers."""
         open_stream: grpc.aio.StreamStreamMultiCallable[bytes, logingest_pb2.StreamLogsResponse]
         open_stream = self.channel.stream_stream(
-            f"/{LOG_SERVICE}/StreamLogs",
+            f"/{SERVICE}/StreamLogs",
             request_serializer=None,
             response_deserializer=logingest_pb2.StreamLogsResponse.FromString,
         )
@@ -80,7 +80,7 @@ async def logs(dsn: str) -> AsyncIterator[LogIngest]:
         ingest = await stack.enter_async_context(Ingest(writers, ACCEPTANCE, signals.topic("logingest_groups")))
         streams = LogStreams(ingest, Quotas())
         served = await stack.enter_async_context(
-            serving([Registration(LOG_SERVICE, lambda server: _add(server, streams))], standard(Anonymous()))
+            serving([Registration(SERVICE, lambda server: _add(server, streams))], standard(Anonymous()))
         )
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(served.address))
         yield LogIngest(channel, logingest_pb2_grpc.LogIngestStub(channel), database, ingest, streams)
@@ -102,4 +102,4 @@ def request(sent: records_pb2.LogBatch, **settings: Any) -> logingest_pb2.Stream
 
 
 def _add(server: grpc.aio.Server, streams: LogStreams) -> None:
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(LOG_SERVICE, streams.handlers())])
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, streams.handlers())])

@@ -8,48 +8,21 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, NoReturn, Self
+from typing import Final, NoReturn, Self
 
 import grpc
 import structlog
 from google.longrunning import operations_pb2_grpc
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import add_MetricsServiceServicer_to_server
 from opsplane.common.v1 import platform_pb2_grpc
-from opsplane.loadtesting.v1.loadtesting_pb2_grpc import add_LoadTestingServicer_to_server
 
+from opsplane_server.composition import loadtesting, logingest
+from opsplane_server.composition.foundation import Builder, Foundation, Service
 from opsplane_server.config import Settings, TlsSettings
 from opsplane_server.errors import OpsplaneError
-from opsplane_server.loadtesting.collector import METRICS_SERVICE, MetricsCollector
-from opsplane_server.loadtesting.compaction import Compactor
-from opsplane_server.loadtesting.openapi.analyzer import SpecAnalyzer
-from opsplane_server.loadtesting.openapi.fetching import FetchLimits, SpecFetcher
-from opsplane_server.loadtesting.projects import Projects
-from opsplane_server.loadtesting.runners.local import LocalRunner
-from opsplane_server.loadtesting.runs import RUN_KIND, Runs
-from opsplane_server.loadtesting.servicer import SERVICE, LoadTestingServicer
-from opsplane_server.loadtesting.specs import Specs
-from opsplane_server.loadtesting.stores.postgres import (
-    PostgresProjectStore,
-    PostgresRunStore,
-    PostgresSpecStore,
-    PostgresWindowCompaction,
-)
-from opsplane_server.loadtesting.supervise import RunSupervisor
-from opsplane_server.loadtesting.tokens import RunTokens
-from opsplane_server.loadtesting.watch import RunWatcher
-from opsplane_server.logingest.acceptance import Acceptance
-from opsplane_server.logingest.ingest import Ingest
-from opsplane_server.logingest.quotas import Quotas
-from opsplane_server.logingest.stores.postgres.partitions import PostgresPartitions
-from opsplane_server.logingest.stores.postgres.writing import PostgresRecordWriters
-from opsplane_server.logingest.streams import LOG_SERVICE, LogStreams
 from opsplane_server.platform.changes import Changes
-from opsplane_server.platform.execution import FailureHook, Handler
 from opsplane_server.platform.executor import OperationExecutor
 from opsplane_server.platform.operations import Operations
 from opsplane_server.platform.retention import Retention
@@ -74,133 +47,8 @@ log = structlog.get_logger(__name__)
 _PROBE_SECONDS: Final = 2.0
 _PROBE_TIMEOUT: Final = 10.0
 
-# Connections by which each worker stores logs: one decodes while the other waits for PostgreSQL.
-_LOG_LANES: Final = 2
 
-# The end of a process on this machine is not told, it is looked for.
-_RUN_POLL_SECONDS: Final = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Foundation:
-    """What services are built on.
-
-    node: names this installation, for work that is bound to it. owner: names this process and no other.
-    local_address: where programs that this process starts reach its gRPC server, in plain text.
-    """
-
-    settings: Settings
-    node: str
-    owner: str
-    local_address: str
-    dsn: str = field(repr=False)
-    database: Database
-    signals: Signals
-    secrets: SecretBox
-    operations: Operations
-    changes: Changes
-    peers: Peers
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """What a service adds to the process: RPCs, callers that it knows, handlers of its kinds of operations."""
-
-    registrations: Sequence[Registration]
-    authenticators: Sequence[Authenticator] = ()
-    handlers: Mapping[str, Handler] = field(default_factory=dict)
-    failure_hooks: Mapping[str, FailureHook] = field(default_factory=dict)
-    drain: Callable[[], None] = lambda: None
-    """Ends what would go on for ever, when the process takes no new calls."""
-
-
-async def _loadtesting(foundation: Foundation, stack: AsyncExitStack) -> Service:
-    settings = foundation.settings.loadtesting
-    projects = PostgresProjectStore(foundation.database)
-    specs = PostgresSpecStore(foundation.database)
-    runs = PostgresRunStore(foundation.database)
-    signal = foundation.signals.topic("loadtesting_runs")
-    runner = LocalRunner(settings.script_folder or foundation.settings.data_dir / "k6-scripts", k6=settings.k6_path)
-    fetcher = await stack.enter_async_context(SpecFetcher(FetchLimits(allow_private=settings.allow_private_addresses)))
-    analyzer = await stack.enter_async_context(SpecAnalyzer(fetcher))
-    job_timeout = timedelta(hours=settings.job_timeout_hours)
-    supervisor = RunSupervisor(
-        runs,
-        runner,
-        foundation.secrets,
-        signal,
-        endpoint=foundation.local_address,
-        poll=timedelta(seconds=min(settings.poll_interval_seconds, _RUN_POLL_SECONDS)),
-        max_retry=settings.max_retry,
-        job_timeout=job_timeout,
-        job_warning=timedelta(hours=settings.job_warning_hours),
-        clean_up=settings.auto_delete_completed_jobs,
-        places=max(1, settings.max_concurrent_runs // foundation.settings.server.workers),
-    )
-    await stack.enter_async_context(
-        Compactor(PostgresWindowCompaction(foundation.database), age=timedelta(hours=settings.compact_after_hours))
-    )
-    servicer = LoadTestingServicer(  # type: ignore[abstract]  # what is not built answers UNIMPLEMENTED
-        foundation.changes,
-        Projects(projects),
-        Specs(projects, specs, fetcher, analyzer),
-        Runs(
-            runs,
-            specs,
-            foundation.operations,
-            foundation.secrets,
-            node=foundation.node,
-            job_timeout=job_timeout,
-            inspect=runner.inspect,
-            allow_scripts=settings.allow_custom_scripts,
-        ),
-        RunWatcher(runs, signal),
-        project_store=projects,
-        spec_store=specs,
-        run_store=runs,
-        job_warning=timedelta(hours=settings.job_warning_hours),
-    )
-    collector = MetricsCollector(runs, signal)
-    return Service(
-        registrations=[
-            Registration(SERVICE, lambda server: add_LoadTestingServicer_to_server(servicer, server)),
-            Registration(METRICS_SERVICE, lambda server: add_MetricsServiceServicer_to_server(collector, server)),
-        ],
-        authenticators=[RunTokens(runs)],
-        handlers={RUN_KIND: supervisor.handle},
-        failure_hooks={RUN_KIND: supervisor.failed},
-    )
-
-
-async def _logingest(foundation: Foundation, stack: AsyncExitStack) -> Service:
-    settings = foundation.settings.logingest
-    partitions = PostgresPartitions(foundation.database)
-    writers = await stack.enter_async_context(PostgresRecordWriters(foundation.dsn, partitions, connections=_LOG_LANES))
-    acceptance = Acceptance(
-        retention=timedelta(days=settings.retention_days), future=timedelta(seconds=settings.future_tolerance_seconds)
-    )
-    groups = foundation.signals.topic("logingest_groups")
-    ingest = await stack.enter_async_context(
-        Ingest(writers, acceptance, groups, lanes=_LOG_LANES, pending_bytes=settings.pending_bytes)
-    )
-    streams = LogStreams(ingest, Quotas(settings.quota_bytes_per_second, settings.quotas))
-    handlers = {**streams.handlers()}
-    return Service(
-        registrations=[Registration(LOG_SERVICE, lambda server: _add_handlers(server, LOG_SERVICE, handlers))],
-        drain=streams.drain,
-    )
-
-
-def _add_handlers(
-    server: grpc.aio.Server, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
-) -> None:
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, dict(handlers))])
-
-
-Builder = Callable[[Foundation, AsyncExitStack], Awaitable[Service]]
-"""Builds a service; what must be closed again goes on the stack."""
-
-BUILDERS: Final[Mapping[str, Builder]] = {"loadtesting": _loadtesting, "logingest": _logingest}
+BUILDERS: Final[Mapping[str, Builder]] = {"loadtesting": loadtesting.build, "logingest": logingest.build}
 """Every service of `config.SERVICES`."""
 
 

@@ -283,6 +283,7 @@ class LogIngestSettings(_Section):
     dedup_days: int = Field(
         default=14, ge=1, le=365, description="Days for which a batch that is sent again is recognised by its id"
     )
+    tail_hours: float = Field(default=24, gt=0, le=720, description="How far back a follower of logs may go on")
     pending_bytes: int = Field(
         default=32 << 20,
         ge=1 << 20,

@@ -26,7 +26,7 @@ from opsplane_server.rpc.calls import current_call
 from opsplane_server.rpc.interceptors.chain import Context
 from opsplane_server.rpc.interceptors.validation import Rules
 
-LOG_SERVICE: Final = logingest_pb2.DESCRIPTOR.services_by_name["LogIngest"].full_name
+SERVICE: Final = logingest_pb2.DESCRIPTOR.services_by_name["LogIngest"].full_name
 
 # Batches of a stream that are under way at a time.
 _WINDOW_BATCHES: Final = 64

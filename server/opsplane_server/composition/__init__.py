@@ -1,0 +1,1 @@
+"""What each service consists of: the adapters behind its ports, chosen and put together."""

@@ -13,7 +13,7 @@ export PATH := $(abspath $(VENV)/bin):$(OPSPLANE_CACHE)/bin:$(PATH)
 PART ?= all
 ARGS ?=
 
-.PHONY: help install tools demo run test check format proto proto-check lock bench soak clean
+.PHONY: help install tools demo run test check format proto proto-check lock bench soak soak-logs clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,7 +24,7 @@ $(STAMP): requirements.lock pyproject.toml clients/python/pyproject.toml scripts
 
 install: $(STAMP) ## make .venv with everything that the lock names
 
-tools: ## install grpcurl, which acceptance tests use (needs Go)
+tools: ## install what tests use: grpcurl, the OpenTelemetry Collector (need Go)
 	@scripts/tools.sh
 
 demo: $(STAMP) ## start a server and a sample API, load-test it, show the results
@@ -58,11 +58,14 @@ proto: $(STAMP) ## generate the Python stubs from the protos
 lock: $(STAMP) ## renew requirements.lock (ARGS=--upgrade for newer versions)
 	@$(PY) scripts/lock.py $(ARGS)
 
-bench: $(STAMP) ## measure (PART=loadtest|rpc; default all) into build/bench.json
+bench: $(STAMP) ## measure (PART=loadtest|logs|search|transfers|rpc; default all) into build/bench.json
 	@$(PY) -m tests.bench $(PART)
 
 soak: $(STAMP) ## run a load test for long and watch the memory (ARGS="--minutes 30")
 	@$(PY) -m scripts.soak $(ARGS)
+
+soak-logs: $(STAMP) ## send a million numbered logs through kills, count each (ARGS="--records 1000000 --kills 20")
+	@$(PY) -m scripts.soak_logs $(ARGS)
 
 clean: ## remove what was made in the checkout
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

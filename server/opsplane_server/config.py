@@ -285,7 +285,7 @@ class LogIngestSettings(_Section):
     )
     tail_hours: float = Field(default=24, gt=0, le=720, description="How far back a follower of logs may go on")
     pending_bytes: int = Field(
-        default=32 << 20,
+        default=16 << 20,
         ge=1 << 20,
         le=1 << 30,
         description="Bytes that may wait to be stored in each worker; senders are held back beyond it",

@@ -45,6 +45,7 @@ class Submission:
     sender: str
     message: bytes
     answer: asyncio.Future[records_pb2.BatchResult]
+    size: int
     arrived: float = field(default_factory=time.monotonic)
 
 
@@ -61,7 +62,7 @@ class Ingest:
         groups: Signal,
         *,
         lanes: int = 2,
-        pending_bytes: int = 32 << 20,
+        pending_bytes: int = 16 << 20,
     ) -> None:
         self._writers = writers
         self._acceptance = acceptance
@@ -116,7 +117,7 @@ class Ingest:
 
     def submit(self, sender: str, message: bytes, durability: Durability) -> asyncio.Future[records_pb2.BatchResult]:
         """Puts the message of a stream in line; the answer comes after the commit. Raises as `write`."""
-        submission = Submission(sender, message, asyncio.get_running_loop().create_future())
+        submission = Submission(sender, message, asyncio.get_running_loop().create_future(), len(message))
         self._pending_bytes += len(message)
         self._waiting[durability].append(submission)
         self._arrived.set()
@@ -155,7 +156,7 @@ class Ingest:
                 await self._arrived.wait()
                 continue
             waiting = self._waiting[durability]
-            if self._busy and sum(len(one.message) for one in waiting) < _SMALL_GROUP_BYTES:
+            if self._busy and sum(one.size for one in waiting) < _SMALL_GROUP_BYTES:
                 await asyncio.sleep(_LINGER_SECONDS)
             if submissions := _cut(waiting):
                 return _Work(durability, submissions)
@@ -172,6 +173,9 @@ class Ingest:
             if work.group is None:
                 submitted = [(one.sender, one.message) for one in work.submissions]
                 work.group = GroupWork(submitted, self._acceptance, work.durability)
+                for one in work.submissions:
+                    one.message = b""  # it is decoded now
+                del submitted
             await work.group.run(writer)
         finally:
             self._busy -= 1
@@ -184,7 +188,7 @@ class Ingest:
         figures.count([one for one in work.group.outcomes if isinstance(one, records_pb2.BatchResult)])
 
     def _settle(self, submission: Submission, outcome: records_pb2.BatchResult | Exception) -> None:
-        self._pending_bytes -= len(submission.message)
+        self._pending_bytes -= submission.size
         self._room.set()
         if submission.answer.done():  # its stream has gone
             return
@@ -221,8 +225,8 @@ def _cut(queue: deque[Submission]) -> Sequence[Submission]:
     """Takes from the head of the queue what makes a group."""
     group: list[Submission] = []
     size = 0
-    while queue and len(group) < _GROUP_BATCHES and (not group or size + len(queue[0].message) <= _GROUP_BYTES):
+    while queue and len(group) < _GROUP_BATCHES and (not group or size + queue[0].size <= _GROUP_BYTES):
         submission = queue.popleft()
-        size += len(submission.message)
+        size += submission.size
         group.append(submission)
     return group

@@ -12,7 +12,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Protocol
 
-from opsplane_server.logingest.queries import Day, Found, Group, LogQuery, Minute, Place, Stats
+from opsplane_server.logingest.queries import Day, Found, Group, LogQuery, Place, Span, Stats, Way
 from opsplane_server.storage.followers import Position
 
 
@@ -35,16 +35,20 @@ class RecordSearch(Protocol):
         """The days that overlap a time range, newest first."""
         ...
 
-    async def minutes(self, query: LogQuery, start_us: int, end_us: int) -> list[Minute]:
-        """The minutes of a time range (whole minutes) that hold records, newest first."""
+    async def hours(self, query: LogQuery, start_us: int, end_us: int) -> list[Span]:
+        """The hours that overlap a time range and hold records, newest first."""
+        ...
+
+    async def minutes(self, query: LogQuery, start_us: int, end_us: int) -> list[Span]:
+        """The minutes that overlap a time range and hold records, newest first."""
         ...
 
     async def find(
-        self, query: LogQuery, day: date, start_us: int, before: Place, *, limit: int, max_bytes: int, indexed: bool
+        self, query: LogQuery, day: date, start_us: int, before: Place, way: Way, *, limit: int, max_bytes: int
     ) -> Found:
         """The newest records of a day from `start_us` on to before a place, up to `limit` and about `max_bytes`.
 
-        `indexed`: by the indexes for text and metadata, over the whole day. Raises TooLong.
+        Raises TooLong.
         """
         ...
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from enum import Enum
 from typing import Final, NamedTuple
 
 from opsplane_server.errors import InvalidArgument
@@ -122,6 +123,14 @@ class StoredRecord(NamedTuple):
     metadata: str | None
 
 
+class Way(Enum):
+    """By which indexes a slice of a day is searched; each finds the same, and is best for another kind of search."""
+
+    TIME = "time"  # all records of the slice
+    POINTS = "points"  # where the bloom filters do not exclude the trace, user or request
+    WORDS = "words"  # those with the words and metadata, of past days alone
+
+
 class Place(NamedTuple):
     """Where a search stands: records before this time, and at this time those with a lower id, are still to come."""
 
@@ -150,12 +159,18 @@ class Day:
     indexed: bool
 
 
-class Minute(NamedTuple):
-    """What is stored of a minute: all records, and those of the services and levels asked for."""
+class Span(NamedTuple):
+    """What is stored of an hour or minute: all records, and those of the services and levels asked for."""
 
     start_us: int
+    width_us: int
     total: int
     matching: int
+
+    @property
+    def end_us(self) -> int:
+        """Where the next one begins."""
+        return self.start_us + self.width_us
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ from typing import Final
 
 from opsplane_server.errors import Unavailable
 from opsplane_server.logingest.ports import RecordSearch, TooLong
-from opsplane_server.logingest.queries import Day, Found, LogQuery, Minute, Place, StoredRecord
+from opsplane_server.logingest.queries import Day, Found, LogQuery, Place, Span, StoredRecord, Way
 
 _MAX_BYTES: Final = 3 * 1024 * 1024  # clients take messages of 4 MiB unless they are told otherwise
 _MINUTE_US: Final = 60_000_000
-_HOUR_US: Final = 60 * _MINUTE_US
-_DAY_US: Final = 24 * _HOUR_US
+_DAY_US: Final = 1440 * _MINUTE_US
+_LEAST_WIDTH_US: Final = 1000
 _EPOCH_DAY: Final = date(1970, 1, 1)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -28,7 +28,8 @@ _LEAST_ROWS: Final = 1000
 _GROWTH: Final = 8
 # So many records read without filling the page, and indexes for text and metadata are the better way.
 _ROWS_BEFORE_INDEXES: Final = 150_000
-_LOAD_HOURS: Final = (1, 4, 24)
+# The bloom filters of a whole day are read at once, which so many records have to be worth.
+_ROWS_FOR_POINTS: Final = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,10 @@ class Searcher:
             if not day.matching:
                 continue
             day_us = (day.day - _EPOCH_DAY).days * _DAY_US
-            walk = _Walk(self._store, query, day, max(start_us, day_us), min(before, Place(day_us + _DAY_US, 0)), pace)
+            upper = min(before, Place(day_us + _DAY_US, 0))
+            if pace.ended:
+                return Page(pace.records, upper)
+            walk = _Walk(self._store, query, day, max(start_us, day_us), upper, pace)
             if (following := await walk.run()) is not None:
                 return Page(pace.records, following)
         return Page(pace.records)
@@ -92,6 +96,7 @@ class _Pace:
         self.clock = clock
         self._end = clock() + budget
         self._scanned = 0
+        self._begun = False
         self._indexable = bool(query.terms or query.metadata) and not query.pointed
 
     @property
@@ -101,8 +106,8 @@ class _Pace:
 
     @property
     def ended(self) -> bool:
-        """Whether the page is to be answered as it is."""
-        return self.missing <= 0 or self.room <= 0 or self.clock() >= self._end
+        """Whether the page is to be answered as it is; never before something was searched."""
+        return self._begun and (self.missing <= 0 or self.room <= 0 or self.clock() >= self._end)
 
     def prefers_indexes(self, day: Day) -> bool:
         """Whether so little matches that the rest of the day is better searched by its indexes."""
@@ -116,7 +121,8 @@ class _Pace:
         self._indexable = False
 
     def add(self, found: Found) -> None:
-        """Takes records into the page."""
+        """Takes what a slice had into the page."""
+        self._begun = True
         self.records += found.records
         self.room -= sum(_bytes_of(record) for record in found.records)
 
@@ -145,20 +151,19 @@ class _Walk:
         self._start_us = start_us
         self._before = before
         self._pace = pace
-        self._minutes: list[Minute] = []  # those that are still to be searched, oldest first
-        self._loaded_us = -(-(before.time_us + bool(before.id)) // _MINUTE_US) * _MINUTE_US
-        self._loads = 0
+        self._spans: list[Span] | None = None  # what is still to be searched, oldest first
 
     async def run(self) -> Place | None:
         """Searches until the page is to be answered: where the next one begins; None when the day is through."""
         while True:
             if self._pace.prefers_indexes(self._day):
-                slice_us, rows, indexed = self._start_us, 0, True
+                slice_us, rows, way = self._start_us, 0, Way.WORDS
             else:
                 cut = await self._cut()
                 if cut is None:
                     return None
-                (slice_us, rows), indexed = cut, False
+                slice_us, rows = cut
+                way = Way.POINTS if self._query.pointed and rows > _ROWS_FOR_POINTS else Way.TIME
             began = self._pace.clock()
             try:
                 found = await self._store.find(
@@ -166,12 +171,12 @@ class _Walk:
                     self._day.day,
                     slice_us,
                     self._before,
+                    way,
                     limit=self._pace.missing,
                     max_bytes=self._pace.room,
-                    indexed=indexed,
                 )
             except TooLong:
-                if indexed:
+                if way is Way.WORDS:
                     self._pace.avoid_indexes()
                 else:
                     self._pace.slower(rows)
@@ -183,7 +188,7 @@ class _Walk:
                 last = found.records[-1]
                 return Place(time_us(last.timestamp), last.id)
             self._before = Place(slice_us, 0)
-            if not indexed:
+            if way is not Way.WORDS:
                 self._pace.learn(rows, self._pace.clock() - began)
             if slice_us <= self._start_us:
                 return None
@@ -192,58 +197,54 @@ class _Walk:
 
     async def _cut(self) -> tuple[int, int] | None:
         """Where the next slice begins, and about how many records it has; None when nothing more matches."""
-        newest = await self._skip()
+        if self._spans is None:
+            hours = await self._store.hours(self._query, self._start_us, self._end_us)
+            self._spans = hours[::-1]
+        newest = await self._newest(self._spans)
         if newest is None:
             return None
-        wanted = self._pace.rows
-        if self._query.counted:
-            wanted = min(wanted, round(1.5 * self._pace.missing * newest.total / newest.matching))
-        share = self._left(newest)
-        if newest.total * share > 2 * wanted:
-            width = max(1000, round(_MINUTE_US * wanted / newest.total))
+        wanted = self._wanted(newest)
+        rows = self._rows_left(newest)
+        if rows > 2 * wanted:
+            width = max(_LEAST_WIDTH_US, round(newest.width_us * wanted / newest.total))
             return max(self._start_us, newest.start_us, self._end_us - width), wanted
-        rows = round(newest.total * share)
         start_us = newest.start_us
-        taken = 1
-        while rows < wanted:
-            minute = await self._peek(taken)
-            if minute is None or rows + minute.total > 2 * wanted:
+        for span in self._spans[-2::-1]:
+            if rows >= wanted or rows + span.total > 2 * wanted:
                 break
-            if minute.matching:
-                start_us = minute.start_us
-            rows += minute.total
-            taken += 1
+            if span.matching:
+                start_us = span.start_us
+            rows += span.total
         return max(self._start_us, start_us), rows
+
+    async def _newest(self, spans: list[Span]) -> Span | None:
+        """Goes back to the next span that has something, and returns it: an hour only if all of it is to be read."""
+        while spans:
+            span = spans[-1]
+            if not span.matching or span.start_us >= self._end_us or span.end_us <= self._start_us:
+                spans.pop()
+            elif span.width_us > _MINUTE_US and self._rows_left(span) > self._wanted(span):
+                spans.pop()
+                minutes = await self._store.minutes(self._query, span.start_us, min(span.end_us, self._end_us))
+                spans += reversed(minutes)
+            else:
+                self._before = min(self._before, Place(span.end_us, 0))
+                return span
+        return None
+
+    def _wanted(self, span: Span) -> int:
+        """How many records the next slice should have."""
+        if not self._query.counted:
+            return self._pace.rows
+        return min(self._pace.rows, round(1.5 * self._pace.missing * span.total / span.matching))
+
+    def _rows_left(self, span: Span) -> int:
+        """About how many records of a span are still to be searched."""
+        return round(span.total * min(1.0, (self._end_us - span.start_us) / span.width_us))
 
     @property
     def _end_us(self) -> int:
         return self._before.time_us + bool(self._before.id)
-
-    def _left(self, minute: Minute) -> float:
-        """The share of a minute that is still to be searched."""
-        return min(1.0, (self._end_us - minute.start_us) / _MINUTE_US)
-
-    async def _skip(self) -> Minute | None:
-        """Goes back to the next minute that has something, and returns it."""
-        while (minute := await self._peek(0)) is not None:
-            if minute.matching and minute.start_us < self._end_us:
-                self._before = min(self._before, Place(minute.start_us + _MINUTE_US, 0))
-                return minute
-            self._minutes.pop()
-        return None
-
-    async def _peek(self, index: int) -> Minute | None:
-        """The minute so many back; None beyond the start of the day."""
-        while index >= len(self._minutes):
-            if self._loaded_us <= self._start_us:
-                return None
-            hours = _LOAD_HOURS[min(self._loads, len(_LOAD_HOURS) - 1)]
-            until_us, self._loaded_us = self._loaded_us, max(self._loaded_us - hours * _HOUR_US, self._start_us)
-            self._loaded_us = self._loaded_us // _MINUTE_US * _MINUTE_US
-            self._loads += 1
-            loaded = await self._store.minutes(self._query, self._loaded_us, until_us)
-            self._minutes = [*reversed(loaded), *self._minutes]
-        return self._minutes[-1 - index]
 
 
 def _bytes_of(record: StoredRecord) -> int:

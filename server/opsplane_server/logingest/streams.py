@@ -137,10 +137,11 @@ class LogStreams:
                     settings, message = self._begin(message)
                     if not message:
                         continue
-                await stream.window.acquire()
                 await self._quotas.wait(principal, len(message))
-                await self._ingest.wait_for_room(len(message))
                 stream.answers.put_nowait(self._ingest.submit(settings.sender, message, settings.durability))
+                # Before the next one is read: what waits here would take memory for every stream that is open.
+                await stream.window.acquire()
+                await self._ingest.wait_for_room(len(message))
         finally:
             stream.answers.put_nowait(None)
 

@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 _CHUNK_RECORDS: Final = 1000
 _CHUNK_BYTES: Final = 1024 * 1024
 _BUFFER_RECORDS: Final = 4000
-_BUFFER_BYTES: Final = 4 * 1024 * 1024
+_BUFFER_BYTES: Final = 2 * 1024 * 1024
 # Records of the groups that one statement reads.
 _READ_RECORDS: Final = 20_000
 _BACKLOG_GROUPS: Final = 500

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NoReturn, Self
 
 import structlog
 
@@ -136,13 +136,13 @@ class Upkeep:
                     if leads:
                         log.info("log upkeep begins")
                         await self._lead()
-            except* (Unavailable, Aborted) as failures:
-                log.warning("log upkeep put off", detail=str(failures.exceptions[0]))
+            except* Unavailable:
+                log.warning("log upkeep is left to others")
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _lead(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._repeat(self._check))
+            tasks.create_task(self._check())
             tasks.create_task(self._repeat(self._fold_soon))
             tasks.create_task(self._repeat(self._summarize))
             tasks.create_task(self._repeat(self._summarize_filters))
@@ -150,12 +150,13 @@ class Upkeep:
                 tasks.create_task(self._repeat(self._then_rest(action)))
 
     async def _repeat(self, action: Callable[[], Awaitable[object]]) -> None:
-        """For ever, and once a while where it goes wrong; without the database nothing goes on."""
+        """For ever; one that fails does not keep the others from going on."""
         while True:
             try:
                 await action()
-            except (Unavailable, Aborted):
-                raise
+            except (Unavailable, Aborted) as failure:
+                log.warning("log upkeep put off", detail=failure.message)
+                await asyncio.sleep(_RETRY_SECONDS)
             except Exception:
                 log.exception("log upkeep failed")
                 await asyncio.sleep(self._interval)
@@ -167,9 +168,10 @@ class Upkeep:
 
         return act
 
-    async def _check(self) -> None:
-        await asyncio.sleep(_CHECK_SECONDS)
-        await self._leadership.check()
+    async def _check(self) -> NoReturn:
+        while True:
+            await asyncio.sleep(_CHECK_SECONDS)
+            await self._leadership.check()
 
     async def _fold_soon(self) -> None:
         seen = self._signal.generation

@@ -38,8 +38,8 @@ _GRPC = {"GRPC_ENABLE_FORK_SUPPORT": "false"}
 # Groups of logs are decoded in blocks of some megabytes. glibc would give each back to the system at once and take it
 # again, page by page, for the next: a third of the time of decoding. Arrow's own allocator does so too.
 _MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(48 << 20),
     "MALLOC_ARENA_MAX": "2",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
 }

@@ -206,7 +206,7 @@ async def test_finds_what_a_plain_filter_finds(
     reader: Reading, monkeypatch: pytest.MonkeyPatch, seed: int, slice_rows: int, indexed: bool
 ) -> None:
     # So small that the few records of a test are searched in many slices, and past days by their indexes.
-    for name in ("_FIRST_ROWS", "_FIRST_ROWS_POINTED", "_LEAST_ROWS"):
+    for name in ("_FIRST_ROWS", "_FIRST_ROWS_POINTED", "_LEAST_ROWS", "_ROWS_FOR_POINTS"):
         monkeypatch.setattr(search_module, name, slice_rows)
     monkeypatch.setattr(search_module, "_ROWS_BEFORE_INDEXES", 0 if indexed else 150_000)
     chance = random.Random(seed)  # noqa: S311
@@ -381,3 +381,12 @@ async def test_a_search_that_takes_too_long_says_so(reader: Reading) -> None:
         searching = asyncio.create_task(hurried.page(LogQuery(), 0, Place(LATEST_US, 0), 10))
         with pytest.raises(Unavailable):
             await searching
+
+
+async def test_a_page_that_is_full_where_a_day_begins_is_not_the_last(reader: Reading) -> None:
+    midnight = datetime(2026, 11, 20, tzinfo=UTC)
+    for day in range(4):
+        await reader.store(*(record(f"{day}.{n}", timestamp=midnight - timedelta(days=day)) for n in range(2)))
+    for size in (1, 2, 3, 4):
+        expected = [f"{day}.{n}" for day in range(4) for n in (1, 0)]
+        assert await search(reader, start_time=timestamp(midnight - timedelta(days=3)), page_size=size) == expected

@@ -17,7 +17,7 @@ from typing import Any
 import asyncpg
 import pytest
 from opsplane.logingest.v1 import logingest_pb2
-from opsplane_server.errors import DataLoss, Unavailable
+from opsplane_server.errors import Aborted, DataLoss, Unavailable
 from opsplane_server.logingest.archive import ArchiveFile
 from opsplane_server.logingest.stores.postgres import (
     PostgresDays,
@@ -359,3 +359,33 @@ async def test_does_it_all_by_itself(reader: Reading, tmp_path: Path) -> None:
             return counted == 2 and indexed >= 1 and ready and len(files_of(tmp_path)) == 1
 
         await until(done)
+
+
+async def test_a_partition_that_is_being_indexed_does_not_keep_others_waiting(reader: Reading) -> None:
+    for day in (0, 1):
+        moment = NOON - timedelta(days=day)
+        for _ in range(12):
+            await reader.store(*(record(LONG, timestamp=moment) for _ in range(700)))
+    indexes = PostgresIndexes(reader.database)
+    async with reader.database.transaction() as connection:
+        await connection.execute("LOCK TABLE logingest.records_20261120 IN SHARE UPDATE EXCLUSIVE MODE")
+        summarizing = asyncio.create_task(indexes.summarize(1000))
+        first = await summarizing
+    assert first > 5
+    assert await indexes.summarize(1000) == first
+
+
+async def test_a_day_that_is_in_use_goes_later(reader: Reading) -> None:
+    await reader.store(record(timestamp=OLD))
+    holder = await asyncpg.connect(reader.dsn)
+    transaction = holder.transaction()
+    await transaction.start()
+    days = PostgresDays(reader.database, reader.partitions)
+    assert await days.expire_before(date(2026, 11, 1)) == [OLD.date()]
+    await holder.fetch("SELECT * FROM logingest.expired_20261011")
+    with pytest.raises(Aborted):
+        await days.remove(OLD.date(), None)
+    await transaction.commit()
+    await holder.close()
+    await days.remove(OLD.date(), None)
+    assert await tables(reader) == []

@@ -23,7 +23,7 @@ thread and after a fork, and none of them raises because of the server, the netw
 - `stats() -> Stats`: accepted, acknowledged, rejected, dropped, spilled, recovered, pending (all in records),
   memory_bytes, spool_bytes, connected, error.
 
-Callbacks, called on the sender's thread: `on_rejected(record: LogRecord, rejection: RejectedRecord)` for every record
+Callbacks, on the sender's thread: `on_rejected(record: LogRecord, rejection: RejectedRecord)` for every record
 that the server refuses for good, and `on_problem(problem: Problem)` when something begins or ends that someone should
 know of (`Problem.kind` is a `ProblemKind`, `Problem.message` one line); by default it is written to standard error.
 """

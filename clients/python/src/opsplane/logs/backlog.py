@@ -43,7 +43,7 @@ class Backlog:
         self._reporter = reporter
         self._spool_turn = True
         self._adopt_at = 0.0
-        self._spill_at = 0.0
+        self._spill_at = 0.0  # when the spool may take something again; 0 for now
         self._looked_for_leftovers = False
         if settings.spool is not None:
             self.spool = Spool(
@@ -64,7 +64,7 @@ class Backlog:
         """When `adopt` or `spill` has something to do without anything new."""
         if self.spool is None:
             return float("inf")
-        return min(self._adopt_at, self._spill_at) if self.in_memory and self._blocked else self._adopt_at
+        return min(self._adopt_at, self._spill_at or self._adopt_at)
 
     @property
     def spool_bytes(self) -> int:
@@ -101,6 +101,7 @@ class Backlog:
         """Moves batches from memory to the spool, the oldest first, until memory holds no more than that."""
         if self.spool is None or time.monotonic() < self._spill_at:
             return
+        self._spill_at = 0.0
         while self.in_memory and self._queue.used > keep_bytes and self._spill_one(self.spool):
             pass
 
@@ -131,10 +132,6 @@ class Backlog:
                     )
         except OSError as error:
             self._reporter.tell(ProblemKind.SPOOL, f"the spool {self._settings.spool} can not be read: {error}")
-
-    @property
-    def _blocked(self) -> bool:
-        return self._spill_at > 0
 
     def _read(self) -> Batch | None:
         if self.spool is None:
@@ -167,7 +164,6 @@ class Backlog:
             self.in_memory.popleft()
             self.spilled += batch.record_count
             self._queue.release(batch.cost)
-            self._spill_at = 0.0
             self._reporter.end(ProblemKind.SPOOL, f"the spool {self._settings.spool} takes records again")
             return True
         self._spill_at = time.monotonic() + _AGAIN_SECONDS

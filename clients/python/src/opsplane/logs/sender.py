@@ -79,7 +79,7 @@ class Sender:
         self._reporter = reporter
         self._mail: SimpleQueue[Answered | Ended | _Flush | _Close | Pause | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._prefix = secrets.token_hex(12)
+        self._prefix = ""
         self._sequence = 0
         self._outstanding = 0  # own batches without an answer, wherever they are
         self._in_flight: deque[Batch] = deque()
@@ -108,6 +108,9 @@ class Sender:
 
     def start(self) -> None:
         """Starts the thread; RuntimeError at the end of the interpreter."""
+        self._prefix = secrets.token_hex(
+            12
+        )  # now and not before: a shipper may be made before a fork and used after it
         self._thread = threading.Thread(target=self._run, name="opsplane-logs", daemon=True)
         self._thread.start()
 
@@ -128,6 +131,7 @@ class Sender:
     def close(self, timeout: float) -> None:
         """Ships what it can in `timeout` seconds, spills the rest and ends the thread."""
         if not self.started:
+            self._prefix = self._prefix or secrets.token_hex(12)
             self._end()
             return
         request = _Close(time.monotonic() + timeout)

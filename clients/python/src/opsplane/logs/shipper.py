@@ -44,7 +44,8 @@ class Shipper:
     - `linger_seconds`: how long a record waits for others to share its batch.
     - `window`: how many batches may be without an answer.
     - `exit_seconds`: how long the exit of the interpreter may wait for the server, before the rest is spooled.
-    - `on_rejected(record, rejection)`, `on_problem(problem)`: called on the sender's thread.
+    - `on_rejected(record, rejection)`: called on the sender's thread.
+    - `on_problem(problem)`: called on the sender's thread, or in the call that it is about.
 
     Raises ValueError for settings that are wrong, and nothing later.
     """
@@ -153,6 +154,7 @@ class Shipper:
         sender = self._sender
         with self._lock:
             first, self._closed = not self._closed, True
+            _started.discard(self)
         if first and not sender.is_me():
             sender.close(timeout)
         stats = self.stats()
@@ -202,6 +204,7 @@ class Shipper:
     def _start(self) -> None:
         with self._lock:
             if not self._sender.started and not self._closed:
+                _started.add(self)
                 self._sender.start()
                 self._running = True
                 self._at_exit_of_child()
@@ -228,6 +231,7 @@ class Shipper:
         # What the parent has taken in, the parent ships.
         sender = self._sender
         self._running = False
+        _started.discard(self)
         self._lock = threading.RLock()
         self._reporter = Reporter(self.settings.on_problem)
         self._sender = Sender(self.settings, self._encoder, self._reporter)
@@ -236,6 +240,7 @@ class Shipper:
 
 
 _shippers: weakref.WeakSet[Shipper] = weakref.WeakSet()
+_started: set[Shipper] = set()  # held until they are closed: one that nobody holds any more may have records
 _forking = threading.local()  # of the thread that forks: the pauses that it has asked for
 
 
@@ -246,7 +251,7 @@ def _close(reference: weakref.ref[Shipper]) -> None:
 
 
 def _close_all() -> None:
-    for shipper in list(_shippers):
+    for shipper in list(_started):
         shipper.close(shipper.settings.exit_seconds)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,9 +26,10 @@ from opsplane.logs.settings import Settings
 
 METHOD = "/opsplane.logingest.v1.LogIngest/StreamLogs"
 _JOIN_SECONDS = 2.0
-_SHUTDOWN_SECONDS = 0.1
+_SHUTDOWN_SECONDS = 0.3
 _TASKS = Path("/proc/self/task")
-_GRPC_THREADS = {"event_engine", "grpc_global_tim", "lifeguard"}
+_NATIVE_THREADS = ("event_engine", "grpc_", "lifeguard")
+_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # those that gRPC has started for calls
 _BATCH_TAG = bytes([logingest_pb2.StreamLogsRequest.BATCH_FIELD_NUMBER << 3 | 2])
 _OPTIONS = [
     # Each stream has a connection of its own: it tries at once, and the kernel may give it to another server process.
@@ -90,11 +92,13 @@ class Stream:
             start: Any = self._channel.stream_stream(
                 METHOD, request_serializer=None, response_deserializer=logingest_pb2.StreamLogsResponse.FromString
             )
+            others = threading.enumerate()
             self._call: Any = start(
                 iter(self._requests.get, None),
                 metadata=(("authorization", f"Bearer {settings.token}"),) if settings.token else None,
                 compression=grpc.Compression.Gzip if settings.gzip else None,
             )
+            _threads.update(thread for thread in threading.enumerate() if thread not in others)
             self._reader = threading.Thread(target=self._read, name="opsplane-logs-answers", daemon=True)
             self._reader.start()
         except BaseException:
@@ -136,18 +140,18 @@ def await_shutdown() -> None:
     Not for long, as the application may have channels of its own; then gRPC's own handling of forks has to do.
     """
     deadline = time.monotonic() + _SHUTDOWN_SECONDS
-    while time.monotonic() < deadline and _has_grpc_threads():
+    while time.monotonic() < deadline and _has_threads():
         time.sleep(0.001)
 
 
-def _has_grpc_threads() -> bool:
-    if not _TASKS.is_dir():
-        return True  # nothing to see by: wait for as long as it may take
-    names = set()
+def _has_threads() -> bool:
+    if any(thread.is_alive() for thread in _threads) or not _TASKS.is_dir():
+        return True  # or there is nothing to see by: wait for as long as it may take
     for task in _TASKS.iterdir():
         with suppress(OSError):  # has ended
-            names.add((task / "comm").read_text(encoding="utf-8", errors="replace").strip())
-    return not names.isdisjoint(_GRPC_THREADS)
+            if (task / "comm").read_text(encoding="utf-8", errors="replace").startswith(_NATIVE_THREADS):
+                return True
+    return False
 
 
 def make_request(batch_id: str, records: list[bytes]) -> bytes:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from datetime import date
 from pathlib import Path
 from typing import Final
 
+import asyncpg
 import structlog
 
+from opsplane_server.errors import Aborted
 from opsplane_server.logingest.archive import ArchiveFile
 from opsplane_server.logingest.ports import Archived
 from opsplane_server.logingest.stores.postgres.partitions import (
@@ -48,7 +51,7 @@ class PostgresDays:
 
     async def expire_before(self, day: date) -> list[date]:
         """See the port."""
-        async with self._database.connection() as connection:
+        async with _not_kept_waiting(), self._database.connection() as connection:
             for row in await connection.fetch(_ATTACHED):
                 if row["inhdetachpending"] or day_of(row["relname"]) < day:
                     await _detach(connection, row["relname"], pending=row["inhdetachpending"])
@@ -62,14 +65,25 @@ class PostgresDays:
     async def remove(self, day: date, archive: Path | None) -> Archived | None:
         """See the port."""
         name = f"logingest.{expired_name(day)}"
-        async with self._database.transaction() as connection:
-            await connection.execute("SET LOCAL lock_timeout = '5s'; SET LOCAL timezone = 'UTC'")
+        async with _not_kept_waiting(), self._database.transaction() as connection:
+            # Reading the file again may take longer than a transaction may else be idle.
+            await connection.execute(
+                f"{_LOCK_TIMEOUT}; SET idle_in_transaction_session_timeout = 0; SET timezone = 'UTC'"
+            )
             # One process at a time, and nothing is added. It is held without a transaction number until the table is
             # dropped: one would keep all followers waiting.
             await connection.execute(f"LOCK TABLE {name} IN SHARE ROW EXCLUSIVE MODE")
             archived = None if archive is None else await _archive(connection, name, day, archive)
             await connection.execute(f"DROP TABLE {name}")
         return archived
+
+
+@asynccontextmanager
+async def _not_kept_waiting() -> AsyncIterator[None]:
+    try:
+        yield
+    except asyncpg.LockNotAvailableError as error:
+        raise Aborted("a day that is to go is in use; it goes later", reason="DAY_IN_USE") from error
 
 
 async def _detach(connection: Connection, name: str, *, pending: bool) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import date
 from typing import Final
 
+import asyncpg
 import structlog
 
 from opsplane_server.logingest.stores.postgres.partitions import day_of
@@ -73,21 +75,28 @@ class PostgresIndexes:
     async def _summarize(self, kind: str, limit: int) -> int:
         new = 0
         async with self._database.connection() as connection:
+            # What vacuums or indexes a partition, for minutes, keeps others from summarising it.
+            await connection.execute("SET lock_timeout = '100ms'")
             for name, pages in await _partitions(connection):
-                index = f"logingest.{name}_{kind}"
-                start = self._summarized.get(index, 0)
                 end = (pages - _MARGIN_PAGES[kind]) // _RANGE_PAGES * _RANGE_PAGES
-                while start < end and new < limit:
-                    past = min(end, start + min(limit - new, _RANGES_AT_ONCE) * _RANGE_PAGES)
-                    new += await connection.fetchval(
-                        """SELECT sum(brin_summarize_range($1::regclass, page))
-                           FROM generate_series($2::bigint, $3::bigint - 1, $4::bigint) AS page""",
-                        index,
-                        start,
-                        past,
-                        _RANGE_PAGES,
-                    )
-                    start = self._summarized[index] = past
+                with contextlib.suppress(asyncpg.LockNotAvailableError):
+                    new += await self._summarize_to(connection, f"logingest.{name}_{kind}", end, limit - new)
+        return new
+
+    async def _summarize_to(self, connection: Connection, index: str, end: int, limit: int) -> int:
+        new = 0
+        start = self._summarized.get(index, 0)
+        while start < end and new < limit:
+            past = min(end, start + min(limit - new, _RANGES_AT_ONCE) * _RANGE_PAGES)
+            new += await connection.fetchval(
+                """SELECT sum(brin_summarize_range($1::regclass, page))
+                   FROM generate_series($2::bigint, $3::bigint - 1, $4::bigint) AS page""",
+                index,
+                start,
+                past,
+                _RANGE_PAGES,
+            )
+            start = self._summarized[index] = past
         return new
 
 

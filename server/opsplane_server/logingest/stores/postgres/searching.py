@@ -12,7 +12,7 @@ import asyncpg
 
 from opsplane_server.errors import Unavailable
 from opsplane_server.logingest.ports import TooLong
-from opsplane_server.logingest.queries import Day, Found, LogQuery, Minute, Place
+from opsplane_server.logingest.queries import Day, Found, LogQuery, Place, Span, Way
 from opsplane_server.logingest.stores.postgres.conditions import where_query, words_of
 from opsplane_server.logingest.stores.postgres.counting import COUNTED
 from opsplane_server.logingest.stores.postgres.indexing import INDEXED_DAYS
@@ -61,22 +61,25 @@ class PostgresRecordSearch:
         days = [(_EPOCH_DAY + timedelta(minutes=row["start"]), row["total"], row["matching"]) for row in rows]
         return [Day(day, total, matching, partition_name(day) in indexed) for day, total, matching in days]
 
-    async def minutes(self, query: LogQuery, start_us: int, end_us: int) -> list[Minute]:
+    async def hours(self, query: LogQuery, start_us: int, end_us: int) -> list[Span]:
         """See the port."""
-        async with self._reading() as connection:
-            rows = await self._totals(connection, query, 1, start_us // _MINUTE_US, -(-end_us // _MINUTE_US))
-        return [Minute(row["start"] * _MINUTE_US, row["total"], row["matching"]) for row in rows]
+        return await self._spans(query, 60, start_us, end_us)
+
+    async def minutes(self, query: LogQuery, start_us: int, end_us: int) -> list[Span]:
+        """See the port."""
+        return await self._spans(query, 1, start_us, end_us)
 
     async def find(
-        self, query: LogQuery, day: date, start_us: int, before: Place, *, limit: int, max_bytes: int, indexed: bool
+        self, query: LogQuery, day: date, start_us: int, before: Place, way: Way, *, limit: int, max_bytes: int
     ) -> Found:
         """See the port."""
-        # The bound by time alone is what summaries understand; an index for text is not to be mixed with them.
-        low = "(timestamp, id) >= ($1, 0)" if indexed else "timestamp >= $1 AND timestamp <= $2"
+        # The planner knows too little of summaries to choose. Bounds of the time alone apply to those of the time; with
+        # bounds of rows the indexes for what is looked for are the only ones that apply.
+        low = "timestamp >= $1 AND timestamp <= $2" if way is Way.TIME else "(timestamp, id) >= ($1, 0)"
         args: list[object] = [_moment(start_us), _moment(before.time_us), before.id]
         try:
             async with self._reading() as connection:
-                asked = where_query(query, await words_of(connection, query), args, indexed=indexed)
+                asked = where_query(query, await words_of(connection, query), args, indexed=way is Way.WORDS)
                 statement = first_rows(
                     f"logingest.{partition_name(day)}",
                     f"{low} AND (timestamp, id) < ($2, $3) AND {asked}",
@@ -92,6 +95,13 @@ class PostgresRecordSearch:
             if isinstance(error.__cause__, asyncpg.QueryCanceledError):
                 raise TooLong from error
             raise
+
+    async def _spans(self, query: LogQuery, width: int, start_us: int, end_us: int) -> list[Span]:
+        width_us = width * _MINUTE_US
+        start, end = start_us // width_us * width, -(-end_us // width_us) * width
+        async with self._reading() as connection:
+            rows = await self._totals(connection, query, width, start, end)
+        return [Span(row["start"] * _MINUTE_US, width_us, row["total"], row["matching"]) for row in rows]
 
     async def _totals(
         self, connection: Connection, query: LogQuery, width: int, start: int, end: int

@@ -137,9 +137,7 @@ def _group(row: asyncpg.Record) -> Group:
 
 
 async def _require_kept(connection: Connection, after: Position) -> None:
-    pruned = await connection.fetchrow(
-        "SELECT xid, id FROM logingest.positions WHERE name = 'pruned'"
-    )
+    pruned = await connection.fetchrow("SELECT xid, id FROM logingest.positions WHERE name = 'pruned'")
     if pruned is not None and after < Position(pruned["xid"], pruned["id"]):
         raise OutOfRange("the records after the cursor are no longer kept for following", reason="CURSOR_EXPIRED")
 

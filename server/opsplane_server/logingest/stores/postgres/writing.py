@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import asyncpg
+
 from opsplane_server.errors import Unavailable
 from opsplane_server.logingest.encoding import COLUMNS, Encoded
 from opsplane_server.logingest.model import Durability
@@ -182,8 +183,11 @@ class PostgresRecordWriter:
     async def _copy(self, encoded: Encoded) -> None:
         # Straight into the partition where there is only one: PostgreSQL need not look for it row by row.
         table = partition_name(encoded.days[0]) if len(encoded.days) == 1 else "records"
-        # A memoryview, because asyncpg takes bytes for the name of a file.
-        source: Any = memoryview(encoded.copy)
         await self._connection.copy_to_table(
-            table, schema_name="logingest", source=source, columns=COLUMNS, format="binary"
+            table, schema_name="logingest", source=_pieces(encoded), columns=COLUMNS, format="binary"
         )
+
+
+async def _pieces(encoded: Encoded) -> AsyncIterator[Any]:
+    for piece in encoded.copy:
+        yield piece

@@ -1,0 +1,1 @@
+"""The usual way to build this, to compare with: JSON over HTTP into asyncpg."""

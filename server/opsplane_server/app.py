@@ -18,7 +18,7 @@ import structlog
 from google.longrunning import operations_pb2_grpc
 from opsplane.common.v1 import platform_pb2_grpc
 
-from opsplane_server.composition import loadtesting, logingest
+from opsplane_server.composition import ftptransfer, loadtesting, logingest
 from opsplane_server.composition.foundation import Builder, Foundation, Service
 from opsplane_server.config import Settings, TlsSettings
 from opsplane_server.errors import OpsplaneError
@@ -48,7 +48,11 @@ _PROBE_SECONDS: Final = 2.0
 _PROBE_TIMEOUT: Final = 10.0
 
 
-BUILDERS: Final[Mapping[str, Builder]] = {"loadtesting": loadtesting.build, "logingest": logingest.build}
+BUILDERS: Final[Mapping[str, Builder]] = {
+    "loadtesting": loadtesting.build,
+    "logingest": logingest.build,
+    "ftptransfer": ftptransfer.build,
+}
 """Every service of `config.SERVICES`."""
 
 

@@ -25,7 +25,7 @@ from pydantic import (
 from opsplane_server.rpc.identity import StaticToken
 
 # Every service that this version can serve.
-SERVICES: Final = ("loadtesting", "logingest")
+SERVICES: Final = ("loadtesting", "logingest", "ftptransfer")
 
 
 def _split(value: object) -> object:
@@ -302,6 +302,65 @@ class LogIngestSettings(_Section):
     )
 
 
+class FtpTransferSettings(_Section):
+    """Transfers of files, and the Kafka that they may come from."""
+
+    connections_file: File | None = Field(default=None, description="connections.ini of the FTP Pooler, read as it is")
+    local_folders: Annotated[tuple[File, ...], BeforeValidator(_split)] = Field(
+        default=(), description="The only folders that local connections may use, separated by commas; empty for all"
+    )
+    max_sessions_per_pod: int = Field(default=100, ge=1, le=10_000, description="FTP sessions of all workers together")
+    max_sessions_per_connection: int = Field(
+        default=10, ge=1, le=1000, description="The same for each connection that says nothing else"
+    )
+    session_timeout_seconds: float = Field(
+        default=300, ge=1, le=3600, description="After how long without work an FTP session is closed"
+    )
+    active_first_port: int = Field(
+        default=0, ge=0, le=65535, description="First port to listen on in active mode; 0 takes free ones"
+    )
+    active_last_port: int = Field(default=0, ge=0, le=65535, description="Last port to listen on in active mode")
+    max_attempts: int = Field(default=5, ge=1, le=100, description="Attempts of a transfer that says nothing of it")
+    queue_limit: int = Field(default=5_000_000, ge=1, description="Transfers in the queue before no more are taken")
+    keep_days: int = Field(default=7, ge=1, le=3650, description="Days that ended transfers are kept")
+    max_upload_bytes: int = Field(
+        default=10 << 30, ge=1, description="Largest file that may be put into a local folder by RPC"
+    )
+    kafka_bootstrap_servers: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field(
+        default=(), description="Brokers that tasks are read from, `host:port` separated by commas; empty for none"
+    )
+    kafka_consumer_group: str = Field(default="ftp-pooler", min_length=1, description="Consumer group of the tasks")
+    kafka_input_topic: str = Field(default="ftp-tasks", min_length=1, description="Topic with tasks")
+    kafka_result_topic: str = Field(default="ftp-results", min_length=1, description="Topic for tasks that are done")
+    kafka_fail_topic: str = Field(default="ftp-failures", min_length=1, description="Topic for tasks that failed")
+    kafka_most_pending: int = Field(
+        default=100_000, ge=1, description="Transfers that may wait before no more are read from Kafka"
+    )
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        default="PLAINTEXT", description="How the brokers are spoken to"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        default="PLAIN", description="How to log in, with SASL_PLAINTEXT or SASL_SSL"
+    )
+    kafka_sasl_username: str = Field(default="", description="User to log in as")
+    kafka_sasl_password: SecretStr | None = Field(default=None, description="The user's password")
+    kafka_ssl_ca_file: File | None = Field(
+        default=None, description="PEM file with the authorities of the brokers' certificates"
+    )
+    kafka_ssl_cert_file: File | None = Field(default=None, description="PEM file with a certificate of our own")
+    kafka_ssl_key_file: File | None = Field(default=None, description="PEM file with its private key")
+    api_host: str = Field(default="127.0.0.1", min_length=1, description="Address of the FTP Pooler's HTTP API")
+    api_port: Port | None = Field(
+        default=None, description="Port of the FTP Pooler's HTTP API (/health, /live, /ready, /stats); off without"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.active_first_port > self.active_last_port:
+            raise ValueError("active_last_port is needed with active_first_port, and not below it")
+        return self
+
+
 class SecretsSettings(_Section):
     """How secrets are encrypted that the server keeps."""
 
@@ -336,6 +395,7 @@ class Settings(_Section):
     telemetry: TelemetrySettings = TelemetrySettings()
     loadtesting: LoadTestingSettings = LoadTestingSettings()
     logingest: LogIngestSettings = LogIngestSettings()
+    ftptransfer: FtpTransferSettings = FtpTransferSettings()
     secrets: SecretsSettings = SecretsSettings()
 
     @property

@@ -1,7 +1,8 @@
 """Where settings come from: flags, environment, file; and one clear line for what is wrong with them.
 
 A setting is taken from a command-line flag, else from the environment variable `OPSPLANE_<SECTION>__<FIELD>`, else
-from its plain name in `ALIASES`, else from the YAML file, else it has its default.
+from its plain name in `ALIASES`, else from the YAML file, else from the FTP Pooler's config.yaml that
+`FTP_POOLER_CONFIG` names, else it has its default.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from opsplane_server.config import Settings, TlsSettings
+from opsplane_server.ftptransfer.seed_settings import SeedSettingsError, seed_settings
 
 PREFIX: Final = "OPSPLANE_"
 
@@ -42,12 +44,16 @@ ALIASES: Final[Mapping[str, tuple[str, str]]] = {
     "SCHEDULER_JOB_WARNING_HOURS": ("loadtesting", "job_warning_hours"),
     "K6_SCRIPT_FILE_FOLDER": ("loadtesting", "script_folder"),
     "AUTO_DELETE_COMPLETED_JOBS": ("loadtesting", "auto_delete_completed_jobs"),
+    "FTP_POOLER_CONNECTIONS": ("ftptransfer", "connections_file"),
 }
+
+# Names the FTP Pooler's own file of settings.
+POOLER_CONFIG: Final = "FTP_POOLER_CONFIG"
 
 # Names of the same tools for parts that are not built yet.
 WITHOUT_EFFECT: Final = frozenset({
     "INFLUXDB_HOST", "INFLUXDB_PORT", "INFLUXDB_DATABASE", "KUBERNETES_NAMESPACE", "K6_DEFAULT_PVC",
-    "FTP_POOLER_CONFIG", "FTP_POOLER_CONNECTIONS", "USE_DATABASE_DATA",
+    "USE_DATABASE_DATA",
     "CLICKHOUSE_HOST", "CLICKHOUSE_PORT", "CLICKHOUSE_DATABASE", "CLICKHOUSE_USER", "CLICKHOUSE_PASSWORD",
     "DB_USERS_LIMIT", "DB_BUNDLE_IDS_LIMIT", "DB_COMBO_IDS_LIMIT", "DB_SFDC_CASES_LIMIT",
 })  # fmt: skip
@@ -117,6 +123,8 @@ def load(flags: Mapping[tuple[str, ...], tuple[str, object]], config_file: Path 
     sources = [_from_flags(flags), _from_environment(), _from_aliases()]
     if config_file is not None:
         sources.append(_Source(str(config_file), _mapping(_read_yaml(config_file), config_file), {}))
+    if pooler_file := os.environ.get(POOLER_CONFIG):
+        sources.append(_from_pooler(Path(os.path.expanduser(pooler_file))))
     values: dict[str, Any] = {}
     for source in reversed(sources):
         values = _merge(values, source.values)
@@ -184,6 +192,14 @@ def _from_aliases() -> _Source:
             _put(values, path, value)
             names[path] = f"environment variable {name}"
     return _Source("environment", values, names)
+
+
+def _from_pooler(file: Path) -> _Source:
+    try:
+        found = seed_settings(_read_yaml(file))
+    except SeedSettingsError as error:
+        raise ConfigurationError(f"{file}: {error}") from None
+    return _Source(str(file), found.values, {path: f"{file}: {key}" for path, key in found.keys.items()})
 
 
 def _read_yaml(file: Path) -> Any:

@@ -54,7 +54,7 @@ class ServerOptions:
             ("grpc.keepalive_timeout_ms", 20_000),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            # What a caller may send ahead of the handler's reading. gRPC would raise it to many megabytes for each stream
+            # What a caller may send ahead of the handler's reading. gRPC would raise it to megabytes for each stream
             # on a fast network, all of which is memory of this process.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", 256 << 10),

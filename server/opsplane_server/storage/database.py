@@ -151,6 +151,10 @@ class _Connection(_DriverConnection):
         return status
 
 
+async def _leave(connection: _DriverConnection) -> None:
+    """In place of the statements by which a session is brought back to its beginnings."""
+
+
 @dataclass(slots=True)
 class _Ambient:
     connection: Connection
@@ -161,15 +165,25 @@ class Database:
     """A pool of connections to `dsn`, opened by `async with`.
 
     A statement that runs longer than `command_timeout` seconds counts as Unavailable, and so do a lost, refused or
-    missing connection, within about ten seconds. Deadlocks and serialization failures are Aborted. All other errors
+    missing connection, within about ten seconds. `stateless` spares a round trip a use: nothing that is set on a
+    connection may outlive its block then. Deadlocks and serialization failures are Aborted. All other errors
     of statements are asyncpg's own: stores catch what they expect (UniqueViolationError and the like).
     """
 
-    def __init__(self, dsn: str, *, min_size: int = 2, max_size: int = 10, command_timeout: float = 60.0) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        min_size: int = 2,
+        max_size: int = 10,
+        command_timeout: float = 60.0,
+        stateless: bool = False,
+    ) -> None:
         self._dsn = dsn
         self._min_size = min_size
         self._max_size = max_size
         self._command_timeout = command_timeout
+        self._stateless = stateless
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._ambient: dict[asyncio.Task[Any] | None, _Ambient] = {}
 
@@ -182,6 +196,7 @@ class Database:
                 timeout=_ACQUIRE_SECONDS,
                 command_timeout=self._command_timeout,
                 connection_class=_Connection,
+                reset=_leave if self._stateless else None,
                 server_settings=_SERVER_SETTINGS,
             )
         return self

@@ -43,7 +43,7 @@ class Status:
     @property
     def pages(self) -> Mapping[str, Page]:
         """By path."""
-        return {"/metrics": self._metrics, "/health": self._health, "/ready": self._ready, "/live": self._live}
+        return {"/metrics": self.metrics, "/health": self._health, "/ready": self._ready, "/live": self._live}
 
     @property
     def ready(self) -> bool:
@@ -70,7 +70,8 @@ class Status:
         status = HTTPStatus.OK if self.ready else HTTPStatus.SERVICE_UNAVAILABLE
         return Answer(json.dumps(report).encode() + b"\n", status, "application/json")
 
-    async def _metrics(self) -> Answer:
+    async def metrics(self) -> Answer:
+        """The metrics of all workers added up, and the server's own."""
         # One at a time: an answer that arrives late must not replace a later one, for totals would fall.
         async with self._scraping:
             await asyncio.gather(*(self._scrape(worker) for worker in self._workers))

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from opsplane_server.config import Settings
+from opsplane_server.ftptransfer.http import PoolerPages
 from opsplane_server.storage.secrets import SecretBox
 from opsplane_server.supervisor.database import EmbeddedDatabase, ExternalDatabase, prepare
 from opsplane_server.supervisor.facts import WorkerFacts
@@ -73,6 +74,7 @@ class Supervisor:
             local = port if not settings.tls.enabled else stack.enter_context(HeldPort("127.0.0.1", 0))
             http = stack.enter_context(listen(settings.telemetry.metrics_host, settings.telemetry.metrics_port))
             await stack.enter_async_context(HttpServer(http, self._status.pages))
+            await self._serve_pooler_pages(stack)
             SecretBox.from_key_file(settings.key_file, create=True)
             database = _database(settings)
             await stack.enter_async_context(database)
@@ -93,6 +95,19 @@ class Supervisor:
             await start_all(workers)
             self._announce(facts, address_of(http), workers, database.pids)
             await self._keep(workers, database)
+
+    async def _serve_pooler_pages(self, stack: AsyncExitStack) -> None:
+        ftp = self._settings.ftptransfer
+        if ftp.api_port is None or "ftptransfer" not in self._settings.server.services:
+            return
+        pages = PoolerPages(
+            self._status.metrics,
+            lambda: self._status.ready,
+            max_sessions_per_pod=ftp.max_sessions_per_pod,
+            max_sessions_per_connection=ftp.max_sessions_per_connection,
+        )
+        listening = stack.enter_context(listen(ftp.api_host, ftp.api_port))
+        await stack.enter_async_context(HttpServer(listening, pages.pages))
 
     async def _keep(self, workers: Sequence[Worker], database: EmbeddedDatabase | ExternalDatabase) -> None:
         async with asyncio.TaskGroup() as group:

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 import yaml
 from opsplane_server.config import Settings
-from opsplane_server.config_sources import ALIASES, WITHOUT_EFFECT, ConfigurationError, Loaded, load, variables
+from opsplane_server.config_sources import (
+    ALIASES,
+    POOLER_CONFIG,
+    WITHOUT_EFFECT,
+    ConfigurationError,
+    Loaded,
+    load,
+    variables,
+)
 from opsplane_server.supervisor.facts import WorkerFacts
 
 from tests.unit.config.reference import DOCUMENT
@@ -18,7 +26,7 @@ from tests.unit.config.reference import DOCUMENT
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*ALIASES, *WITHOUT_EFFECT):
+    for name in (*ALIASES, *WITHOUT_EFFECT, POOLER_CONFIG):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -111,7 +119,7 @@ def test_every_variable_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> N
         ({"sever": {"port": 1}}, "/opsplane.yaml: sever: there is no such setting"),
         ({"server": {"port": "x"}}, "/opsplane.yaml: server.port: Input should be a valid integer"),
         ({"server": {"port": 65536}}, "/opsplane.yaml: server.port: "),
-        ({"server": {"services": "ftptransfer"}}, "there is no service 'ftptransfer': choose of loadtesting"),
+        ({"server": {"services": "instances"}}, "there is no service 'instances': choose of loadtesting"),
         ({"tls": {"cert": "a.pem"}}, "/opsplane.yaml: tls: cert and key are needed together"),
         ({"tls": {"cert": "/no/a", "key": "/no/b"}}, "tls.cert: /no/a: No such file or directory"),
         ({"database": {"name": "x"}}, "/opsplane.yaml: database: name is of no use without host"),
@@ -248,3 +256,52 @@ def test_the_documented_example_is_valid(tmp_path: Path, monkeypatch: pytest.Mon
     del content["tls"], content["auth"]["tokens_file"], content["server"]["host"]  # files that are not here
     assert from_file(tmp_path, content).settings.server.workers == 2
     Settings.model_validate({**yaml.safe_load(example[1]), "data_dir": tmp_path})
+
+
+POOLER = """
+kafka:
+  bootstrap_servers: ["kafka-1:9092", "kafka-2:9092"]
+  consumer_group: "movers"
+pool:
+  max_sessions_per_pod: 50
+api:
+  host: "0.0.0.0"
+  port: 8080
+logging:
+  level: "DEBUG"
+"""
+
+
+def test_the_poolers_file_is_read_below_everything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pooler = tmp_path / "pooler.yaml"
+    pooler.write_text(POOLER)
+    own = tmp_path / "own.yaml"
+    own.write_text("ftptransfer: {max_sessions_per_pod: 70}")
+    monkeypatch.setenv(POOLER_CONFIG, str(pooler))
+    monkeypatch.setenv("LOG_LEVEL", "ERROR")
+    settings = load({}, own).settings
+    assert settings.ftptransfer.kafka_bootstrap_servers == ("kafka-1:9092", "kafka-2:9092")
+    assert settings.ftptransfer.kafka_consumer_group == "movers"
+    assert (settings.ftptransfer.api_host, settings.ftptransfer.api_port) == ("0.0.0.0", 8080)  # noqa: S104
+    assert settings.ftptransfer.max_sessions_per_pod == 70
+    assert settings.logging.level == "ERROR"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("pool: {sessions: 3}", "pool.sessions: there is no such setting"),
+        ("pool: {max_sessions_per_pod: many}", "pool.max_sessions_per_pod: Input should be a valid integer"),
+        ("queue: {}", "queue: there is no such section"),
+    ],
+)
+def test_what_is_wrong_in_the_poolers_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, words: str
+) -> None:
+    pooler = tmp_path / "pooler.yaml"
+    pooler.write_text(content)
+    monkeypatch.setenv(POOLER_CONFIG, str(pooler))
+    with pytest.raises(ConfigurationError) as caught:
+        load({})
+    assert str(pooler) in str(caught.value)
+    assert words in str(caught.value)

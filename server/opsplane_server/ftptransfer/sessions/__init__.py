@@ -1,0 +1,1 @@
+"""Sessions with FTP servers: the protocol, its data connections, and the pool that keeps them."""

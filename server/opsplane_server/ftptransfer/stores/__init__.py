@@ -1,0 +1,1 @@
+"""Where connections and transfers are kept."""

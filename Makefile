@@ -24,8 +24,10 @@ $(STAMP): requirements.lock pyproject.toml clients/python/pyproject.toml scripts
 
 install: $(STAMP) ## make .venv with everything that the lock names
 
-tools: ## install what tests use: grpcurl, the OpenTelemetry Collector (need Go)
+tools: ## put what tests use into the cache: grpcurl, the OpenTelemetry Collector (Go), Kafka (Maven), FTP servers (apt)
 	@scripts/tools.sh
+	@scripts/kafka.sh
+	@scripts/ftp_servers.sh
 
 demo: $(STAMP) ## start a server and a sample API, load-test it, show the results
 	@$(PY) scripts/demo.py $(ARGS)

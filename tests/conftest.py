@@ -3,7 +3,7 @@
 import importlib.util
 import os
 
-_PLUGINS = ("tests.postgres_fixtures", "tests.rpc_harness")
+_PLUGINS = ("tests.postgres_fixtures", "tests.rpc_harness", "tests.kafka_broker")
 pytest_plugins = [name for name in _PLUGINS if importlib.util.find_spec(name) is not None]
 
 # What is set on a developer's machine must not decide what is tested; where tools are kept may stay.

@@ -349,6 +349,9 @@ class FtpTransferSettings(_Section):
     )
     kafka_ssl_cert_file: File | None = Field(default=None, description="PEM file with a certificate of our own")
     kafka_ssl_key_file: File | None = Field(default=None, description="PEM file with its private key")
+    kafka_ssl_check_hostname: bool = Field(
+        default=True, description="Whether the brokers' certificates must carry their names"
+    )
     api_host: str = Field(default="127.0.0.1", min_length=1, description="Address of the FTP Pooler's HTTP API")
     api_port: Port | None = Field(
         default=None, description="Port of the FTP Pooler's HTTP API (/health, /live, /ready, /stats); off without"

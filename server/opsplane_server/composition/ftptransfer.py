@@ -143,7 +143,9 @@ async def _kafka(
         ssl_ca_file=settings.kafka_ssl_ca_file,
         ssl_cert_file=settings.kafka_ssl_cert_file,
         ssl_key_file=settings.kafka_ssl_key_file,
+        ssl_check_hostname=settings.kafka_ssl_check_hostname,
     )
+    cluster.quieten_driver()
     topics = Topics(
         tasks=settings.kafka_input_topic,
         results=settings.kafka_result_topic,

@@ -63,7 +63,8 @@ class ServerProcess:
         defaults = (f"--data-dir={self.data_dir}", "--port=0", "--metrics-port=0")
         command = [sys.executable, "-P", "-m", "opsplane_server", *defaults, *self._arguments]
         # Settings of a developer's machine must not decide what is tested.
-        ours = {name: value for name, value in os.environ.items() if name not in ALIASES.keys() | WITHOUT_EFFECT | {POOLER_CONFIG}}
+        foreign = ALIASES.keys() | WITHOUT_EFFECT | {POOLER_CONFIG}
+        ours = {name: value for name, value in os.environ.items() if name not in foreign}
         environment = {**ours, "PYTHONPATH": IMPORT_PATH, **self._environment}
         with (self._folder / "stdout").open("wb") as output, (self._folder / "stderr").open("wb") as errors:
             self._process = subprocess.Popen(

@@ -17,7 +17,7 @@ from opsplane_server.ftptransfer.engine import TransferEngine
 from opsplane_server.ftptransfer.figures import TransferFigures
 from opsplane_server.ftptransfer.files import Files
 from opsplane_server.ftptransfer.metrics import TransferMetrics
-from opsplane_server.ftptransfer.queues.kafka.cluster import KafkaCluster, Topics
+from opsplane_server.ftptransfer.queues.kafka.cluster import KafkaCluster, Topics, quieten_driver
 from opsplane_server.ftptransfer.queues.kafka.intake import KafkaIntake
 from opsplane_server.ftptransfer.queues.kafka.publisher import ResultPublisher
 from opsplane_server.ftptransfer.servicer import FtpTransferServicer, Limits
@@ -145,7 +145,7 @@ async def _kafka(
         ssl_key_file=settings.kafka_ssl_key_file,
         ssl_check_hostname=settings.kafka_ssl_check_hostname,
     )
-    cluster.quieten_driver()
+    quieten_driver()
     topics = Topics(
         tasks=settings.kafka_input_topic,
         results=settings.kafka_result_topic,

@@ -33,6 +33,7 @@ from opsplane_server.logingest.streams import SERVICE, LogStreams
 from opsplane_server.logingest.tail import LogTail
 from opsplane_server.logingest.upkeep import Upkeep
 from opsplane_server.rpc.server import Registration
+from opsplane_server.storage.database import Database
 from opsplane_server.storage.signals import Signal
 
 # Connections by which each worker stores logs: one decodes while the other waits for PostgreSQL.
@@ -44,12 +45,13 @@ async def build(foundation: Foundation, stack: AsyncExitStack) -> Service:
     settings, database = foundation.settings.logingest, foundation.database
     signal = foundation.signals.topic("logingest_groups")
     ingest = await _ingest(foundation, settings, signal, stack)
-    rollups = await _upkeep(foundation, settings, signal, stack)
+    await _upkeep(foundation, settings, signal, stack)
     quotas = Quotas(settings.quota_bytes_per_second, settings.quotas)
     streams = LogStreams(ingest, quotas)
     tail = await stack.enter_async_context(LogTail(PostgresGroupReader(database), signal))
     search = Searcher(PostgresRecordSearch(database))
-    servicer = LogIngestServicer(search, tail, rollups)  # type: ignore[abstract]  # LogStreams has the RPCs that write
+    # LogStreams has the RPCs that write.
+    servicer = LogIngestServicer(search, tail, PostgresRollups(database))  # type: ignore[abstract]
     collector = LogsCollector(ingest, quotas)
 
     def drain() -> None:
@@ -76,15 +78,13 @@ async def _ingest(foundation: Foundation, settings: LogIngestSettings, signal: S
     )
 
 
-async def _upkeep(
-    foundation: Foundation, settings: LogIngestSettings, signal: Signal, stack: AsyncExitStack
-) -> PostgresRollups:
-    database = foundation.database
-    rollups = PostgresRollups(database)
+async def _upkeep(foundation: Foundation, settings: LogIngestSettings, signal: Signal, stack: AsyncExitStack) -> None:
+    # Connections of its own: it holds one while it leads and another while it builds indexes.
+    database = await stack.enter_async_context(Database(foundation.dsn, min_size=1, max_size=4))
     await stack.enter_async_context(
         Upkeep(
             PostgresLeadership(database, "logingest.upkeep"),
-            rollups,
+            PostgresRollups(database),
             PostgresDays(database, PostgresPartitions(database)),
             PostgresIndexes(database),
             PostgresPruning(database),
@@ -95,7 +95,6 @@ async def _upkeep(
             dedup=timedelta(days=settings.dedup_days),
         )
     )
-    return rollups
 
 
 def _reading(servicer: LogIngestServicer) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:

@@ -12,7 +12,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Protocol
 
-from opsplane_server.logingest.queries import Day, Found, Group, LogQuery, Place, Span, Stats, Way
+from opsplane_server.logingest.queries import Day, Found, Group, LogQuery, Place, Span, Stats, TimeRange, Way
 from opsplane_server.storage.followers import Position
 
 
@@ -44,11 +44,19 @@ class RecordSearch(Protocol):
         ...
 
     async def find(
-        self, query: LogQuery, day: date, start_us: int, before: Place, way: Way, *, limit: int, max_bytes: int
+        self,
+        query: LogQuery,
+        day: date,
+        ranges: Sequence[TimeRange],
+        before: Place,
+        way: Way,
+        *,
+        limit: int,
+        max_bytes: int,
     ) -> Found:
-        """The newest records of a day from `start_us` on to before a place, up to `limit` and about `max_bytes`.
+        """The newest records of a day before a place, up to `limit` and about `max_bytes`.
 
-        Raises TooLong.
+        All that match must lie in `ranges`, newest first. Raises TooLong.
         """
         ...
 

@@ -159,6 +159,13 @@ class Day:
     indexed: bool
 
 
+class TimeRange(NamedTuple):
+    """From a time on to before another."""
+
+    start_us: int
+    end_us: int
+
+
 class Span(NamedTuple):
     """What is stored of an hour or minute: all records, and those of the services and levels asked for."""
 

@@ -10,12 +10,13 @@ from typing import Final
 
 from opsplane_server.errors import Unavailable
 from opsplane_server.logingest.ports import RecordSearch, TooLong
-from opsplane_server.logingest.queries import Day, Found, LogQuery, Place, Span, StoredRecord, Way
+from opsplane_server.logingest.queries import Day, Found, LogQuery, Place, Span, StoredRecord, TimeRange, Way
 
 _MAX_BYTES: Final = 3 * 1024 * 1024  # clients take messages of 4 MiB unless they are told otherwise
 _MINUTE_US: Final = 60_000_000
 _DAY_US: Final = 1440 * _MINUTE_US
 _LEAST_WIDTH_US: Final = 1000
+_MOST_RANGES: Final = 32
 _EPOCH_DAY: Final = date(1970, 1, 1)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -157,19 +158,19 @@ class _Walk:
         """Searches until the page is to be answered: where the next one begins; None when the day is through."""
         while True:
             if self._pace.prefers_indexes(self._day):
-                slice_us, rows, way = self._start_us, 0, Way.WORDS
+                ranges, rows, way = [TimeRange(self._start_us, self._end_us)], 0, Way.WORDS
             else:
                 cut = await self._cut()
                 if cut is None:
                     return None
-                slice_us, rows = cut
+                ranges, rows = cut
                 way = Way.POINTS if self._query.pointed and rows > _ROWS_FOR_POINTS else Way.TIME
             began = self._pace.clock()
             try:
                 found = await self._store.find(
                     self._query,
                     self._day.day,
-                    slice_us,
+                    ranges,
                     self._before,
                     way,
                     limit=self._pace.missing,
@@ -187,35 +188,49 @@ class _Walk:
             if not found.complete:
                 last = found.records[-1]
                 return Place(time_us(last.timestamp), last.id)
-            self._before = Place(slice_us, 0)
+            self._before = Place(ranges[-1].start_us, 0)
             if way is not Way.WORDS:
                 self._pace.learn(rows, self._pace.clock() - began)
-            if slice_us <= self._start_us:
+            if self._before.time_us <= self._start_us:
                 return None
             if self._pace.ended:
                 return self._before
 
-    async def _cut(self) -> tuple[int, int] | None:
-        """Where the next slice begins, and about how many records it has; None when nothing more matches."""
+    async def _cut(self) -> tuple[list[TimeRange], int] | None:
+        """The times of the next slice, and about how many records it has; None when nothing more matches."""
         if self._spans is None:
             hours = await self._store.hours(self._query, self._start_us, self._end_us)
             self._spans = hours[::-1]
-        newest = await self._newest(self._spans)
+        spans = self._spans
+        newest = await self._newest(spans)
         if newest is None:
             return None
         wanted = self._wanted(newest)
         rows = self._rows_left(newest)
         if rows > 2 * wanted:
             width = max(_LEAST_WIDTH_US, round(newest.width_us * wanted / newest.total))
-            return max(self._start_us, newest.start_us, self._end_us - width), wanted
-        start_us = newest.start_us
-        for span in self._spans[-2::-1]:
-            if rows >= wanted or rows + span.total > 2 * wanted:
-                break
+            start_us = max(self._start_us, newest.start_us, self._end_us - width)
+            return [TimeRange(start_us, self._end_us)], wanted
+        ranges = [TimeRange(max(self._start_us, newest.start_us), self._end_us)]
+        index = len(spans) - 2
+        while index >= 0 and rows < wanted and len(ranges) < _MOST_RANGES:
+            span = spans[index]
+            if span.matching and rows + span.total > 2 * wanted:
+                if span.width_us == _MINUTE_US:
+                    break
+                minutes = await self._store.minutes(self._query, span.start_us, span.end_us)
+                spans[index : index + 1] = minutes[::-1]
+                index += len(minutes) - 1
+                continue
             if span.matching:
-                start_us = span.start_us
-            rows += span.total
-        return max(self._start_us, start_us), rows
+                start_us = max(self._start_us, span.start_us)
+                if spans[index + 1].matching:
+                    ranges[-1] = TimeRange(start_us, ranges[-1].end_us)
+                else:
+                    ranges.append(TimeRange(start_us, span.end_us))
+                rows += span.total
+            index -= 1
+        return ranges, rows
 
     async def _newest(self, spans: list[Span]) -> Span | None:
         """Goes back to the next span that has something, and returns it: an hour only if all of it is to be read."""

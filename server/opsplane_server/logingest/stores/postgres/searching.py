@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
@@ -12,8 +12,8 @@ import asyncpg
 
 from opsplane_server.errors import Unavailable
 from opsplane_server.logingest.ports import TooLong
-from opsplane_server.logingest.queries import Day, Found, LogQuery, Place, Span, Way
-from opsplane_server.logingest.stores.postgres.conditions import where_query, words_of
+from opsplane_server.logingest.queries import Day, Found, LogQuery, Place, Span, TimeRange, Way
+from opsplane_server.logingest.stores.postgres.conditions import bind, where_query, words_of
 from opsplane_server.logingest.stores.postgres.counting import COUNTED
 from opsplane_server.logingest.stores.postgres.indexing import INDEXED_DAYS
 from opsplane_server.logingest.stores.postgres.pages import first_rows, found
@@ -70,19 +70,30 @@ class PostgresRecordSearch:
         return await self._spans(query, 1, start_us, end_us)
 
     async def find(
-        self, query: LogQuery, day: date, start_us: int, before: Place, way: Way, *, limit: int, max_bytes: int
+        self,
+        query: LogQuery,
+        day: date,
+        ranges: Sequence[TimeRange],
+        before: Place,
+        way: Way,
+        *,
+        limit: int,
+        max_bytes: int,
     ) -> Found:
         """See the port."""
         # The planner knows too little of summaries to choose. Bounds of the time alone apply to those of the time; with
         # bounds of rows the indexes for what is looked for are the only ones that apply.
-        low = "timestamp >= $1 AND timestamp <= $2" if way is Way.TIME else "(timestamp, id) >= ($1, 0)"
-        args: list[object] = [_moment(start_us), _moment(before.time_us), before.id]
+        args: list[object] = [_moment(before.time_us), before.id]
+        if way is Way.TIME:
+            within = _within(ranges, args)
+        else:
+            within = f"(timestamp, id) >= ({bind(args, _moment(ranges[-1].start_us))}, 0)"
         try:
             async with self._reading() as connection:
                 asked = where_query(query, await words_of(connection, query), args, indexed=way is Way.WORDS)
                 statement = first_rows(
                     f"logingest.{partition_name(day)}",
-                    f"{low} AND (timestamp, id) < ($2, $3) AND {asked}",
+                    f"{within} AND (timestamp, id) < ($1, $2) AND {asked}",
                     order=("timestamp DESC", "id DESC"),
                     args=args,
                     limit=limit,
@@ -116,6 +127,11 @@ class PostgresRecordSearch:
                 f"{_SETTINGS} SET LOCAL statement_timeout = {round(self._statement_seconds * 1000)}"
             )
             yield connection
+
+
+def _within(ranges: Sequence[TimeRange], args: list[object]) -> str:
+    bounds = [(bind(args, _moment(start_us)), bind(args, _moment(end_us))) for start_us, end_us in ranges]
+    return "(" + " OR ".join(f"(timestamp >= {start} AND timestamp < {end})" for start, end in bounds) + ")"
 
 
 def _moment(time_us: int) -> datetime:

@@ -17,9 +17,6 @@ from opsplane_server.ftptransfer.engine import TransferEngine
 from opsplane_server.ftptransfer.figures import TransferFigures
 from opsplane_server.ftptransfer.files import Files
 from opsplane_server.ftptransfer.metrics import TransferMetrics
-from opsplane_server.ftptransfer.queues.kafka.cluster import KafkaCluster, Topics, quieten_driver
-from opsplane_server.ftptransfer.queues.kafka.intake import KafkaIntake
-from opsplane_server.ftptransfer.queues.kafka.publisher import ResultPublisher
 from opsplane_server.ftptransfer.servicer import FtpTransferServicer, Limits
 from opsplane_server.ftptransfer.sessions.pool import SessionPool
 from opsplane_server.ftptransfer.stats import Heartbeat
@@ -133,6 +130,11 @@ async def _kafka(
     changes: Signal,
     stack: AsyncExitStack,
 ) -> None:
+    # Here, because the driver takes memory of every worker that reads from no Kafka.
+    from opsplane_server.ftptransfer.queues.kafka.cluster import KafkaCluster, Topics, quieten_driver
+    from opsplane_server.ftptransfer.queues.kafka.intake import KafkaIntake
+    from opsplane_server.ftptransfer.queues.kafka.publisher import ResultPublisher
+
     password = settings.kafka_sasl_password
     cluster = KafkaCluster(
         settings.kafka_bootstrap_servers,

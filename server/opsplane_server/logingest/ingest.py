@@ -29,7 +29,7 @@ from opsplane_server.storage.signals import Signal
 
 log = structlog.get_logger(__name__)
 
-_GROUP_BYTES: Final = 2 << 20
+_GROUP_BYTES: Final = 1 << 20
 _GROUP_BATCHES: Final = 1000
 # Small batches that come while a COPY is under way are worth waiting for: a commit costs as much for one as for many.
 _SMALL_GROUP_BYTES: Final = 64 << 10

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Final, Self
 
 from opentelemetry import metrics, trace
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION, Resource
@@ -66,6 +65,9 @@ class Instruments:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             if self._settings.otlp_endpoint is not None:
+                # Here, because it takes memory of every worker that has no collector to send to.
+                from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
                 exporter = OTLPSpanExporter(
                     endpoint=self._settings.otlp_endpoint,
                     insecure=self._settings.otlp_endpoint.startswith("http://"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from opsplane.cli.ftp import ftp
 from opsplane.cli.loadtest import loadtest
 from opsplane.cli.logs import logs
 from opsplane.cli.session import Session
@@ -105,9 +106,10 @@ def opsplane(
       opsplane -o json loadtest history | jq '.runs[].title'
       opsplane logs ship -f /var/log/app.log --service orders
       opsplane logs search timeout --level error --since 1h
+      opsplane ftp put report.csv nas:/in/
 
-    Exit status: 0 done, 1 the call failed, 2 wrong usage, 3 the run failed or did not keep its targets, or log records
-    were rejected.
+    Exit status: 0 done, 1 the call or a transfer failed, 2 wrong usage, 3 the run failed or did not keep its
+    targets, or log records were rejected.
     """
     if bool(cert) != bool(key):
         raise click.UsageError("--cert and --key go together")
@@ -120,6 +122,7 @@ def opsplane(
 opsplane.add_command(loadtest)
 opsplane.add_command(loadtest, "load")
 opsplane.add_command(logs)
+opsplane.add_command(ftp)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from opsplane_server.errors import LeaseLost, Unavailable
-from opsplane_server.ftptransfer.failures import ErrorReason, TransferFailure
+from opsplane_server.ftptransfer.failures import ErrorReason, Failure, TransferFailure
 from opsplane_server.ftptransfer.model import (
     Child,
     Connection,
@@ -219,6 +219,11 @@ class MemoryQueue:
         for task in tasks:
             self.waiting[task.id] = (0.0, replace(task, generation=0, attempt=0))
 
+    def change(self, task_id: str, *, cancelled: bool = False, failure: Failure | None = None) -> None:
+        """Lets a task that waits be over."""
+        due, task = self.waiting[task_id]
+        self.waiting[task_id] = (due, replace(task, cancelled=cancelled, failure=failure))
+
     async def take(self, worker: str, limit: int, *, without: Collection[str]) -> Sequence[Task]:
         await self._statement("take")
         self.without.append(set(without))
@@ -226,7 +231,7 @@ class MemoryQueue:
         for task_id, (owner, task) in list(self.running.items()):
             if self.leases.get(owner, 0.0) < now:
                 del self.running[task_id]
-                self.waiting[task_id] = (now, task)
+                self.waiting[task_id] = (now, _known(task, self.progress.get(task_id)))
         taken: list[Task] = []
         for task_id, (due, task) in list(self.waiting.items()):
             if len(taken) < limit and due <= now and task.remote.id not in without:
@@ -244,9 +249,9 @@ class MemoryQueue:
             del self.running[task.id]
             self.history.append((task.id, outcome))
             if isinstance(outcome, Retry):
-                self.waiting[task.id] = (time.monotonic() + outcome.delay, task)
+                self.waiting[task.id] = (time.monotonic() + outcome.delay, _known(task, outcome))
             elif isinstance(outcome, Released):
-                self.waiting[task.id] = (0.0, task)
+                self.waiting[task.id] = (0.0, _known(task, outcome))
             else:
                 assert task.id not in self.ended
                 self.ended[task.id] = outcome
@@ -281,6 +286,11 @@ class MemoryQueue:
         if self.away:
             raise Unavailable("away")
         self.statements.append(name)
+
+
+def _known(task: Task, told: Progress | Retry | Released | None) -> Task:
+    """The task with what is known of its source."""
+    return task if told is None else replace(task, size=told.size, modify_time=told.modify_time)
 
 
 def again(task: Task) -> Task:

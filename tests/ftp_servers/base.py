@@ -41,6 +41,8 @@ class ServerOptions:
     restart_store: bool = True
     max_sessions: int = 0
     """Sessions that are allowed at a time; 0 for any number."""
+    bytes_per_second: int = 0
+    """How fast it sends and takes files; 0 for as fast as it can. vsftpd alone."""
 
 
 class Unavailable(Exception):

@@ -63,6 +63,7 @@ class Vsftpd(FtpProcess):
             "pasv_enable": "YES" if options.passive else "NO",
             "max_clients": options.max_sessions,
             "max_per_ip": 0,
+            "anon_max_rate": options.bytes_per_second,
             "delay_failed_login": 0,
             # Both break on kernels that are newer than they are.
             "seccomp_sandbox": "NO",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
 
@@ -39,7 +39,7 @@ from opsplane_server.ftptransfer.model import (
     Task,
 )
 from opsplane_server.ftptransfer.ports import Sessions, TransferQueue
-from opsplane_server.ftptransfer.progress import InHand, Why
+from opsplane_server.ftptransfer.progress import InHand, Why, kept
 from opsplane_server.ftptransfer.settling import Settler
 from opsplane_server.ftptransfer.uploads import Upload
 from opsplane_server.storage.signals import Signal
@@ -51,7 +51,6 @@ _POLL_SECONDS: Final = 1.0
 _BUSY_SECONDS: Final = 1.0
 _CLEAN_UP_SECONDS: Final = 30.0
 _LEAVE_SECONDS: Final = 5.0
-_VERSIONS: Final = 10_000
 _LEASE_PART: Final = 0.8  # of the lease; the rest is for what is just being done when it ends
 
 
@@ -95,7 +94,6 @@ class TransferEngine:
         self._crowded = False
         self._leased = asyncio.Event()
         self._exhausted = Exhausted()
-        self._versions: OrderedDict[str, Version] = OrderedDict()
         self._loops: list[asyncio.Task[None]] = []
         self.draining = False
 
@@ -202,7 +200,7 @@ class TransferEngine:
     def _attempt(self, task: Task) -> Attempt | None:
         if task.selection is not Selection.FILE:
             return None
-        earlier = self._versions.get(task.id)
+        earlier = Version(task.size, task.modify_time) if task.modify_time is not None else None
         return (Upload if task.is_upload else Download)(task, self._means, earlier=earlier)
 
     async def _do(self, held: InHand) -> Outcome | None:
@@ -223,6 +221,8 @@ class TransferEngine:
         return None
 
     async def _outcome(self, held: InHand) -> Outcome:
+        if held.task.is_over:
+            return await self._end(held)
         try:
             return await self._run(held)
         except TransferFailure as failure:
@@ -287,16 +287,30 @@ class TransferEngine:
         await self._clean_up(held)
         return Cancelled(held.sent, _seconds(held))
 
-    async def _clean_up(self, held: InHand) -> None:
+    async def _end(self, held: InHand) -> Outcome:
+        """Ends a task that is not to be attempted any more."""
+        again = await self._clean_up(held)
+        if held.task.failure is not None:
+            return Failed(held.task.failure)
+        if not again:
+            return Cancelled()
+        # The server may be back in a moment; the queue knows when it has waited long enough.
+        await asyncio.sleep(_BUSY_SECONDS)
+        return Released()
+
+    async def _clean_up(self, held: InHand) -> bool:
+        """Removes what is left of a task; True when it was not possible, but may be later."""
         if held.attempt is None:
-            return
+            return False
         try:
             async with asyncio.timeout(_CLEAN_UP_SECONDS):
                 await held.attempt.clean_up()
         except (TransferFailure, TimeoutError) as failure:
             log.warning("temporary file not removed", transfer=held.task.id, detail=str(failure))
+            return isinstance(failure, TransferFailure) and failure.retryable
         except Exception:
             log.exception("temporary file not removed", transfer=held.task.id)
+        return False
 
     # Ending
 
@@ -307,13 +321,9 @@ class TransferEngine:
         self._count(held, outcome)
         if self._lanes.end(task.remote.id, time.monotonic()):
             self._room.set()
-        version = held.attempt.steps.version if held.attempt is not None else None
-        if isinstance(outcome, Retry | Released) and version is not None:
-            self._versions[task.id] = version
-            if len(self._versions) > _VERSIONS:
-                self._versions.popitem(last=False)
-        else:
-            self._versions.pop(task.id, None)
+        if held.attempt is not None and isinstance(outcome, Retry | Released):
+            size, modify_time = kept(held.attempt.steps.version)
+            outcome = replace(outcome, size=size, modify_time=modify_time)
         if outcome is None:
             self._forget(task)
         else:

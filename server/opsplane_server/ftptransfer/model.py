@@ -272,6 +272,11 @@ class Task:
 
     `id` is that of the transfer, `generation` counts how often it was taken. `attempt` is 1 for the first attempt that
     is made here, `retry_count` says how many were made elsewhere.
+
+    size, modify_time: of the source, when what an earlier attempt left was begun; without a time nothing is known.
+    cancelled, failure: when one of them is set, there is to be no attempt. What earlier ones left at the destination is
+    to be removed, and the task settled as Cancelled, or as Failed with this failure. The end where nothing is left may
+    be made up then.
     """
 
     id: str
@@ -285,6 +290,15 @@ class Task:
     attempt: int
     retry_count: int
     max_attempts: int
+    size: int | None = None
+    modify_time: datetime | None = None
+    cancelled: bool = False
+    failure: Failure | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """True when it is only to be cleaned up after."""
+        return self.cancelled or self.failure is not None
 
     @property
     def remote(self) -> Connection:
@@ -311,7 +325,8 @@ class Child:
     size: int | None = None
 
 
-# What came of an attempt. `sent` are the bytes that went over the line, `duration` is in seconds.
+# What came of an attempt. `sent` are the bytes that went over the line, `duration` is in seconds. Where `size` and
+# `modify_time` are not the file's, they are the source's when what is left at the destination was begun: see `Task`.
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +358,8 @@ class Retry:
     delay: float
     sent: int = 0
     duration: float = 0.0
+    size: int | None = None
+    modify_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +375,8 @@ class Released:
     """Given back unfinished, for another worker to go on at once; does not count as an attempt."""
 
     sent: int = 0
+    size: int | None = None
+    modify_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,13 +389,17 @@ Outcome: TypeAlias = Succeeded | Failed | Retry | Cancelled | Released | Expande
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a task under way is: bytes at the destination, size if known, bytes sent in this attempt, bytes/s."""
+    """How far a task under way is: bytes at the destination, size if known, bytes sent in this attempt, bytes/s.
+
+    modify_time: the source's, as in `Task`.
+    """
 
     task: Task
     transferred: int = 0
     size: int | None = None
     sent: int = 0
     bytes_per_second: float = 0.0
+    modify_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

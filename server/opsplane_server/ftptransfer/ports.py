@@ -132,7 +132,8 @@ class TransferQueue(Protocol):
         """Up to `limit` tasks by priority, then age, retries that are due included; none of the connections `without`.
 
         `without` may also name connections that have no place free: they are passed over cheaply however many tasks
-        they have.
+        they have. First come those that are to be cleaned up after, see `Task.cancelled`: of connections `without` only
+        the downloads, for which no session is needed.
         """
         ...
 
@@ -238,7 +239,10 @@ class TransferStore(Protocol):
         ...
 
     async def cancel(self, transfer_id: str) -> None:
-        """Cancels the transfer, and those made of it, unless it has ended; one that no worker has ends at once."""
+        """Cancels the transfer, and those made of it, unless it has ended.
+
+        One that no worker ever had ends at once, another when what it left is removed.
+        """
         ...
 
     async def retry(self, transfer_id: str, remote: str) -> None:

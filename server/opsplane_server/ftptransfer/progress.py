@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 from enum import Enum
 from typing import Final
 
-from opsplane_server.ftptransfer.attempt import Attempt
+from opsplane_server.ftptransfer.attempt import Attempt, Version
 from opsplane_server.ftptransfer.model import Outcome, Progress, Task
 
 _SMOOTHING: Final = 0.5
@@ -51,6 +52,8 @@ class InHand:
         """Ends the work on it. One whose file is just about to get its name goes on: it is over in a moment."""
         if self.job is None or self.job.done() or self.why is not None:
             return
+        if why is Why.CANCELLED and self.task.is_over:
+            return  # to clean up is all that it does
         if self.attempt is not None and self.attempt.steps.finishing:
             self.unwanted = self.unwanted or why is Why.CANCELLED
             return
@@ -79,5 +82,12 @@ class InHand:
         if now > then:
             rate = (steps.sent - before) / (now - then)
             self._rate += _SMOOTHING * (rate - self._rate) if self._rate else rate
-        size = steps.version.size if steps.version is not None else None
-        return Progress(self.task, steps.transferred, size, steps.sent, self._rate)
+        size, modify_time = kept(steps.version)
+        return Progress(self.task, steps.transferred, size, steps.sent, self._rate, modify_time)
+
+
+def kept(version: Version | None) -> tuple[int | None, datetime | None]:
+    """Size and time of a source as the queue keeps them: a time says that both are known."""
+    if version is None:
+        return None, None
+    return version.size, version.modify_time if version.size is not None else None

@@ -140,7 +140,7 @@ class Transfers:
     async def cancel(self, transfer_id: str) -> Transfer:
         """Cancels it; the transfer, which may take seconds to reach CANCELLED. Raises NotFound."""
         await self._store.cancel(transfer_id)
-        self._changes.notify()
+        self.tell()
         return await self._store.get(transfer_id)
 
     async def retry(self, transfer_id: str) -> Transfer:

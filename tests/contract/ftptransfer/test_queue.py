@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from opsplane_server.errors import LeaseLost
@@ -229,12 +230,21 @@ async def test_a_worker_that_leaves_gives_all_back(ftp: FtpTransfer) -> None:
     assert len(await ftp.take(worker="w-2")) == 2
 
 
-async def test_a_task_whose_workers_die_again_and_again_fails(ftp: FtpTransfer) -> None:
+@pytest.mark.parametrize("cleaned", [True, False])
+async def test_a_task_whose_workers_die_again_and_again_fails(ftp: FtpTransfer, cleaned: bool) -> None:
     [one] = await submit(ftp, transfer())
     await ftp.take()
     await ftp.platform.run("UPDATE ftptransfer.queue SET crashes = 19")
     await ftp.expire("w-1")
     await ftp.sweep()
+    [task] = await ftp.take(worker="w-2")
+    assert task.failure is not None
+    assert task.failure.code is ErrorCode.UNKNOWN_ERROR
+    if cleaned:
+        await ftp.settle((task, Failed(task.failure)), worker="w-2")
+    else:
+        await ftp.expire("w-2")
+        await ftp.sweep()
     ended = await only(ftp, one)
     assert ended.state is TransferState.FAILED
     assert ended.failure is not None
@@ -262,8 +272,6 @@ async def test_a_task_that_nobody_has_is_cancelled_at_once(ftp: FtpTransfer) -> 
     [
         (Cancelled(), TransferState.CANCELLED),
         (Failed(LOST), TransferState.CANCELLED),
-        (Retry(LOST, 60), TransferState.CANCELLED),
-        (Released(), TransferState.CANCELLED),
         (DONE, TransferState.SUCCEEDED),
     ],
 )
@@ -275,6 +283,87 @@ async def test_a_task_that_is_cancelled_while_it_runs(ftp: FtpTransfer, outcome:
     await ftp.settle((task, outcome))
     assert await states(ftp, [one]) == [state]
     assert (await totals(ftp))["active"] == 0
+
+
+async def given_back(ftp: FtpTransfer, outcome: Outcome, **settings: Any) -> str:
+    """A transfer that was attempted once, and that nobody has now."""
+    [one] = await submit(ftp, transfer(**settings))
+    [task] = await ftp.take()
+    await ftp.settle((task, outcome))
+    return one
+
+
+@pytest.mark.parametrize("outcome", [Retry(LOST, 3600), Released()])
+@pytest.mark.parametrize("running", [True, False])
+async def test_a_task_that_was_attempted_is_cleaned_up_after_when_it_is_cancelled(
+    ftp: FtpTransfer, outcome: Outcome, running: bool
+) -> None:
+    [one] = await submit(ftp, transfer())
+    [task] = await ftp.take()
+    if running:
+        await ftp.transfers.cancel(one)
+        await ftp.settle((task, outcome))
+    else:
+        await ftp.settle((task, outcome))
+        await ftp.transfers.cancel(one)
+    await ftp.sweep()
+    before = await only(ftp, one)
+    assert not before.state.ended
+    [left] = await ftp.take(worker="w-2")
+    assert (left.id, left.cancelled, left.failure) == (one, True, None)
+    assert (await only(ftp, one)).attempt_count == before.attempt_count
+    await ftp.settle((left, Released()), worker="w-2")
+    [left] = await ftp.take()
+    await ftp.settle((left, Cancelled()))
+    ended = await only(ftp, one)
+    assert (ended.state, ended.attempt_count) == (TransferState.CANCELLED, before.attempt_count)
+    assert ended.failure == before.failure
+    assert await ftp.take() == []
+    assert (await totals(ftp))["cancelled"] == 1
+
+
+async def test_a_task_that_nobody_cleans_up_after_is_cancelled_all_the_same(ftp: FtpTransfer) -> None:
+    one = await given_back(ftp, Retry(LOST, 3600))
+    await ftp.transfers.cancel(one)
+    await ftp.platform.run("UPDATE ftptransfer.queue SET due = due - interval '1 minute'")
+    await ftp.sweep()
+    assert await states(ftp, [one]) == [TransferState.CANCELLED]
+    assert await ftp.take() == []
+
+
+async def test_what_needs_no_session_is_cleaned_up_whatever_connections_are_not_wanted(ftp: FtpTransfer) -> None:
+    down = await given_back(ftp, Retry(LOST, 3600))
+    ends = Location("local", "/b"), Location("remote-server-a", "/b")
+    [up] = await submit(ftp, replace(transfer(), source=ends[0], destination=ends[1]))
+    [task] = await ftp.take()
+    await ftp.settle((task, Retry(LOST, 3600)))
+    for one in (down, up):
+        await ftp.transfers.cancel(one)
+    assert [task.id for task in await ftp.take(without={"remote-server-a"})] == [down]
+    assert [task.id for task in await ftp.take()] == [up]
+
+
+async def test_what_is_known_of_the_source_comes_with_the_task(ftp: FtpTransfer) -> None:
+    first, second = (datetime(2026, 1, 2, 3, 4, 5, micro, tzinfo=UTC) for micro in (123456, 7))
+    await submit(ftp, transfer())
+    [task] = await ftp.take()
+    assert (task.size, task.modify_time) == (None, None)
+    await ftp.queue.renew("w-1", [Progress(task, 40, 100, 40, 8.5, first)])
+    await ftp.expire("w-1")
+    await ftp.sweep()
+    [task] = await ftp.take(worker="w-2")
+    assert (task.size, task.modify_time) == (100, first)
+    await ftp.settle((task, Retry(LOST, 0, size=200, modify_time=second)), worker="w-2")
+    [task] = await ftp.take(worker="w-2")
+    assert (task.size, task.modify_time) == (200, second)
+    await ftp.settle((task, Released(size=200, modify_time=first)), worker="w-2")
+    [task] = await ftp.take(worker="w-2")
+    assert (task.size, task.modify_time) == (200, first)
+    await ftp.queue.renew("w-2", [Progress(task, 0, None, 0, 0.0, None)])
+    await ftp.queue.leave("w-2")
+    await ftp.queue.renew("w-2", [])
+    [task] = await ftp.take(worker="w-2")
+    assert task.modify_time is None
 
 
 async def test_the_same_task_is_taken_once(ftp: FtpTransfer) -> None:
@@ -513,6 +602,23 @@ async def test_a_connection_that_is_gone_fails_its_tasks(ftp: FtpTransfer) -> No
     [one] = await submit(ftp, transfer())
     await ftp.platform.run("UPDATE ftptransfer.transfers SET source_connection = 'gone'")
     assert await ftp.take() == []
+    found = await only(ftp, one)
+    assert found.failure is not None
+    assert found.failure.reason is ErrorReason.NO_CONNECTION
+
+
+@pytest.mark.parametrize("end", ["source", "destination"])
+async def test_what_is_left_is_removed_as_long_as_the_destination_is_known(ftp: FtpTransfer, end: str) -> None:
+    one = await given_back(ftp, Retry(LOST, 0))
+    await ftp.platform.run(f"UPDATE ftptransfer.transfers SET {end}_connection = 'gone'")
+    tasks = await ftp.take()
+    if end == "source":
+        [task] = tasks
+        assert task.failure is not None
+        assert not task.is_upload
+        await ftp.settle((task, Failed(task.failure)))
+    else:
+        assert tasks == []
     found = await only(ftp, one)
     assert found.failure is not None
     assert found.failure.reason is ErrorReason.NO_CONNECTION

@@ -82,7 +82,10 @@ async def _work(ftp: FtpTransfer, worker: str, chance: random.Random, stop: asyn
             await ftp.queue.renew(worker, [])
             continue
         lost = await ftp.queue.renew(worker, [Progress(task, 1, 100) for task in tasks])
-        outcomes = [(task, Cancelled() if task.id in lost else await _outcome(ftp, task, chance)) for task in tasks]
+        outcomes = [
+            (task, Cancelled() if task.cancelled or task.id in lost else await _outcome(ftp, task, chance))
+            for task in tasks
+        ]
         chance.shuffle(outcomes)
         if chance.random() < 0.05:
             continue  # forgotten, until the lease is taken away

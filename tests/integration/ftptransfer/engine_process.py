@@ -1,8 +1,10 @@
-"""A process that does transfers, as a worker does, to be killed at any moment.
+r"""A process that does transfers, as a worker does, to be killed at any moment.
 
-    python -m tests.integration.ftptransfer.engine_process DSN HOST PORT USER BASE SLOTS WORKER LEASE_SECONDS
+    python -m tests.integration.ftptransfer.engine_process \
+        DSN HOST PORT USER BASE SLOTS WORKER LEASE_SECONDS RETRY_SECONDS
 
-`ftp` is the FTP server, `local` the folder BASE. It prints `ready`, and on a line of standard input it drains and ends.
+`ftp` is the FTP server, `local` the folder BASE. What is to be tried again is, within RETRY_SECONDS or after half of
+them. It prints `ready`, and on a line of standard input it drains and ends.
 """
 
 from __future__ import annotations
@@ -41,12 +43,11 @@ class Ends:
         return {name: self._connections[name] for name in ids if name in self._connections}
 
 
-def _soon(failure: Failure, attempt: int) -> float | None:
-    return random.uniform(0.0, 0.5) if failure.retryable else None  # noqa: S311
+async def _run(dsn: str, ends: Ends, slots: Path, worker: str, lease_seconds: float, retry_seconds: float) -> None:
+    def delay(failure: Failure, attempt: int) -> float | None:
+        return random.uniform(retry_seconds / 2, retry_seconds) if failure.retryable else None  # noqa: S311
 
-
-async def _run(dsn: str, ends: Ends, slots: Path, worker: str, lease_seconds: float) -> None:
-    retries.delay = _soon
+    retries.delay = delay
     figures = TransferFigures()
     async with queue_database(dsn) as database, Signals(dsn) as signals, SessionPool(slots, figures) as sessions:
         work, changes = signals.topic(WORK), signals.topic(CHANGES)
@@ -64,6 +65,6 @@ async def _run(dsn: str, ends: Ends, slots: Path, worker: str, lease_seconds: fl
 
 
 if __name__ == "__main__":
-    _dsn, _host, _port, _user, _base, _slots, _worker, _lease = sys.argv[1:]
+    _dsn, _host, _port, _user, _base, _slots, _worker, _lease, _retry = sys.argv[1:]
     _ends = Ends(_host, int(_port), _user, Path(_base))
-    uvloop.run(_run(_dsn, _ends, Path(_slots), _worker, float(_lease)))
+    uvloop.run(_run(_dsn, _ends, Path(_slots), _worker, float(_lease), float(_retry)))

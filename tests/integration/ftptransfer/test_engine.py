@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from opsplane_server.ftptransfer import engine as engine_module
 from opsplane_server.ftptransfer.engine import TransferEngine
-from opsplane_server.ftptransfer.failures import ErrorCode, ErrorReason, TransferFailure
+from opsplane_server.ftptransfer.failures import ErrorCode, ErrorReason, Failure, TransferFailure
 from opsplane_server.ftptransfer.figures import TransferFigures
 from opsplane_server.ftptransfer.model import (
     Cancelled,
@@ -194,6 +194,72 @@ async def test_cancelled_while_it_runs(bench: Bench, way: str) -> None:
     assert bench.figures.tasks_in_progress == 0
 
 
+async def _left(bench: Bench, way: str) -> Task:
+    """A task of which a part has come, and that the next worker is to begin anew."""
+
+    def hook(step: str) -> None:
+        if step in ("retrieve half", "store half"):
+            bench.server.gate = asyncio.Event()
+
+    bench.server.hook = hook
+    task: Task = getattr(bench, way)("a")
+    async with bench.engine("w-0", drain_seconds=0.01):
+        bench.put(task)
+        await until(lambda: bench.server.gate is not None)
+    bench.server.gate = None
+    bench.server.hook = lambda step: None
+    assert len(bench.temporaries()) == 1
+    bench.queue.history.clear()
+    return task
+
+
+@pytest.mark.parametrize("way", ["down", "up"])
+@pytest.mark.parametrize("failure", [None, Failure(ErrorCode.INVALID_CONFIG, ErrorReason.NO_CONNECTION, "gone")])
+async def test_what_is_over_is_cleaned_up_after_and_not_attempted(
+    bench: Bench, way: str, failure: Failure | None
+) -> None:
+    task = await _left(bench, way)
+    bench.queue.change(task.id, cancelled=failure is None, failure=failure)
+    bench.server.calls.clear()
+    async with bench.engine():
+        [outcome] = (await bench.ended(1)).values()
+    assert outcome == (Cancelled() if failure is None else Failed(failure))
+    assert bench.temporaries() == []
+    assert not {"retrieve", "store"} & set(bench.server.calls)
+    assert bench.figures.tasks_in_progress == 0
+
+
+async def test_to_clean_up_is_not_broken_off_by_the_cancelling(bench: Bench) -> None:
+    task = await _left(bench, "up")
+    bench.queue.change(task.id, cancelled=True)
+    bench.queue.cancelled.add(task.id)
+    bench.server.gate = asyncio.Event()
+    async with bench.engine():
+        renewed = bench.queue.statements.count("renew")
+        await until(lambda: "delete" in bench.server.calls)
+        await until(lambda: bench.queue.statements.count("renew") > renewed + 3)
+        bench.server.gate.set()
+        await bench.ended(1)
+    assert bench.server.calls.count("delete") == 1
+    assert bench.temporaries() == []
+
+
+@pytest.mark.parametrize("hopeless", [False, True])
+async def test_to_clean_up_is_tried_again_where_that_may_help(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, hopeless: bool
+) -> None:
+    monkeypatch.setattr(engine_module, "_BUSY_SECONDS", 0.05)
+    task = await _left(bench, "up")
+    bench.queue.change(task.id, cancelled=True)
+    reason = ErrorReason.LOGIN if hopeless else ErrorReason.CONNECTION_LOST
+    bench.server.hook = break_first(3, "login", failure=TransferFailure(reason, "no"))
+    async with bench.engine():
+        [outcome] = (await bench.ended(1)).values()
+    assert isinstance(outcome, Cancelled)
+    assert len(bench.queue.history) == (1 if hopeless else 4)
+    assert len(bench.temporaries()) == (1 if hopeless else 0)
+
+
 async def test_cancelled_while_it_waits_for_a_session(bench: Bench) -> None:
     bench.server.gate = asyncio.Event()
     busy = [bench.down(f"d{number}") for number in range(10)]
@@ -301,7 +367,9 @@ async def test_drain_gives_back_what_takes_too_long_and_another_goes_on(bench: B
     bench.server.gate = None
     bench.server.hook = lambda step: None
     async with bench.engine("w-2"):
-        await bench.ended(1)
+        [outcome] = (await bench.ended(1)).values()
+    assert isinstance(outcome, Succeeded)
+    assert outcome.resumed == len(CONTENT) // 2
     assert (bench.local / "in/a").read_bytes() == CONTENT
     assert bench.temporaries() == []
 

@@ -43,7 +43,7 @@ class Site:
         self.local = folder / "local"
         self.local.mkdir()
         self.store = PostgresTransferStore(database)
-        self._database = database
+        self.database = database
         self._dsn = dsn
         self._folder = folder
         self._numbers = itertools.count(1)
@@ -58,12 +58,14 @@ class Site:
         )
 
     @asynccontextmanager
-    async def worker(self, pod: str = "pod") -> AsyncIterator[asyncio.subprocess.Process]:
+    async def worker(
+        self, pod: str = "pod", *, retry_seconds: float = 0.5
+    ) -> AsyncIterator[asyncio.subprocess.Process]:
         """A worker at work; ended gracefully, if it has not been killed. Those of a pod share its sessions."""
         arguments = (
             *(self._dsn, self.server.host, self.server.port, self.server.user),
             *(self.local, self._folder / pod),
-            *(f"worker-{next(self._numbers)}", _LEASE_SECONDS),
+            *(f"worker-{next(self._numbers)}", _LEASE_SECONDS, retry_seconds),
         )
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.integration.ftptransfer.engine_process", *map(str, arguments)),
@@ -107,7 +109,7 @@ class Site:
 
     async def left(self) -> int:
         """How many transfers have not ended."""
-        async with self._database.connection() as connection:
+        async with self.database.connection() as connection:
             count: int = await connection.fetchval("SELECT count(*) FROM ftptransfer.queue")
             return count
 
@@ -117,9 +119,12 @@ class Site:
         assert [transfer for transfer in transfers if transfer.state is not TransferState.SUCCEEDED] == []
         wrong = [path for path, content in self.contents.items() if not _is(path, content)]
         assert wrong == []
+        assert self.temporaries() == []
+
+    def temporaries(self) -> list[Path]:
+        """Files that are not whole yet, of both sides."""
         folders = self.local, self.server.files
-        left = [path for folder in folders for path in folder.rglob("*") if is_temporary(path.name)]
-        assert left == []
+        return [path for folder in folders for path in folder.rglob("*") if is_temporary(path.name)]
 
 
 @asynccontextmanager

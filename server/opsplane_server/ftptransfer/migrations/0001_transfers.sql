@@ -88,7 +88,7 @@ CREATE TABLE ftptransfer.queue (
     to_tell           boolean NOT NULL DEFAULT false,
     -- 0 goes first: HIGH, NORMAL, LOW.
     rank              smallint NOT NULL,
-    -- When it was submitted, or when its next attempt is due.
+    -- When it was submitted, when its next attempt is due, or since when it is cancelled and waits.
     due               timestamptz NOT NULL,
     -- RUNNING without a worker is a glob or tree whose files are all in the queue.
     state             text NOT NULL CHECK (state IN ('PENDING', 'RUNNING', 'WAITING')),
@@ -102,6 +102,9 @@ CREATE TABLE ftptransfer.queue (
     crashes           smallint NOT NULL DEFAULT 0,
     failure           jsonb,
     size_bytes        bigint,
+    -- Of the source that has `size_bytes`, when what an attempt left at the destination was begun; null while nothing is
+    -- known of that. The next attempt goes on from there when the source is still the same.
+    source_modify_time timestamptz,
     bytes_transferred bigint NOT NULL DEFAULT 0,
     bytes_per_second  double precision NOT NULL DEFAULT 0,
     start_time        timestamptz,
@@ -115,6 +118,8 @@ CREATE INDEX queue_ready ON ftptransfer.queue (remote, rank, due, key) WHERE sta
 CREATE INDEX queue_taken ON ftptransfer.queue (worker, key) WHERE worker IS NOT NULL;
 CREATE INDEX queue_expanded ON ftptransfer.queue (key) WHERE state = 'RUNNING' AND worker IS NULL;
 CREATE INDEX queue_cancelled ON ftptransfer.queue (key) WHERE cancelled;
+-- Those of which something may be left at the destination.
+CREATE INDEX queue_left_over ON ftptransfer.queue (due, key) WHERE cancelled AND generation > 0 AND state <> 'RUNNING';
 CREATE INDEX queue_by_parent ON ftptransfer.queue (parent_key) WHERE parent_key IS NOT NULL;
 
 -- Globs and trees: counts of what was made of them.

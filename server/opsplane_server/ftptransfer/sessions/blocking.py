@@ -13,8 +13,8 @@ import os
 import select
 import socket
 import ssl
-import struct
 import threading
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from opsplane_server.ftptransfer.failures import ErrorReason, TransferFailure
@@ -22,13 +22,15 @@ from opsplane_server.ftptransfer.sessions.sinks import Sink, disk_failure
 from opsplane_server.ftptransfer.sessions.tls import TlsClient, tls_failure
 
 CHUNK: Final = 256 * 1024
-_PIPE: Final = 1024 * 1024
-_SEND: Final = 1 << 30
+_AT_ONCE: Final = 1024 * 1024
+"""Bytes that the kernel moves at a time."""
 UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 """What sendfile and splice say where a file system cannot do them."""
 _CAN_SPLICE = hasattr(os, "splice") and hasattr(fcntl, "F_SETPIPE_SZ")
 
 _local = threading.local()
+_turns = threading.BoundedSemaphore(max(2, os.cpu_count() or 2))
+"""So many threads move data at a time. With more than there are processors, the event loop would wait for its turn."""
 
 
 class Stalled(Exception):
@@ -86,57 +88,47 @@ def shake_hands(data: ssl.SSLSocket, client: TlsClient, timeout: float) -> None:
 
 def receive(data: socket.socket, sink: Sink, meter: Meter, stall_timeout: float) -> None:
     """Takes everything until the end. Raises OSError of the network, Stalled, or the sink's TransferFailure."""
-    _limit(data, socket.SO_RCVTIMEO, stall_timeout)
-    try:
-        if _CAN_SPLICE and sink.descriptor is not None and not _appends(sink.descriptor):
-            _splice(data, sink, meter)
-        else:
-            _copy(data, sink, meter)
-    except BlockingIOError as error:
-        raise Stalled from error
+    if not _CAN_SPLICE or sink.descriptor is None or _appends(sink.descriptor):
+        _repeat(data, select.POLLIN, stall_timeout, lambda: _copied(data, sink, meter))
+        return
+    with _pipe() as pipe:
+        _repeat(data, select.POLLIN, stall_timeout, lambda: _spliced(data, sink, meter, pipe))
 
 
 def receive_tls(data: ssl.SSLSocket, sink: Sink, meter: Meter, stall_timeout: float) -> bool:
     """As `receive`. False when the end came without TLS saying so: the data may have been cut short on the way."""
-    data.settimeout(stall_timeout)
     try:
-        _copy(data, sink, meter)
+        _repeat(data, select.POLLIN, stall_timeout, lambda: _decrypted(data, sink, meter))
     except ssl.SSLEOFError:
         return False
-    except TimeoutError as error:
-        raise Stalled from error
     _say_end(data)
     return True
 
 
 def send(data: socket.socket, descriptor: int, size: int, meter: Meter, stall_timeout: float) -> None:
     """Sends the file from `meter.count` up to `size`. Raises OSError of the network, Stalled, or TransferFailure."""
-    _limit(data, socket.SO_SNDTIMEO, stall_timeout)
-    try:
-        while meter.count < size:
-            try:
-                sent = os.sendfile(data.fileno(), descriptor, meter.count, min(size - meter.count, _SEND))
-            except OSError as error:
-                if error.errno not in UNSUPPORTED:
-                    raise
-                sent = _send_copy(data, descriptor, size, meter.count)  # not every file system can
-            if not sent:
-                raise shrunk()
-            meter.count += sent
-    except BlockingIOError as error:
-        raise Stalled from error
+
+    def move() -> bool:
+        count = min(size - meter.count, _AT_ONCE)
+        try:
+            sent = os.sendfile(data.fileno(), descriptor, meter.count, count) if count else 0
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            sent = _send_copy(data, descriptor, count, meter.count)  # not every file system can
+        return _went(sent, size, meter)
+
+    _repeat(data, select.POLLOUT, stall_timeout, move)
 
 
 def send_tls(data: ssl.SSLSocket, descriptor: int, size: int, meter: Meter, stall_timeout: float) -> None:
     """As `send`. Ends with TLS's own end, without waiting for the server's."""
-    data.settimeout(stall_timeout)
-    try:
-        while meter.count < size:
-            if not (sent := _send_copy(data, descriptor, size, meter.count)):
-                raise shrunk()
-            meter.count += sent
-    except TimeoutError as error:
-        raise Stalled from error
+
+    def move() -> bool:
+        count = min(size - meter.count, CHUNK)
+        return _went(_send_copy(data, descriptor, count, meter.count) if count else 0, size, meter)
+
+    _repeat(data, select.POLLOUT, stall_timeout, move)
     _say_end(data)
 
 
@@ -147,50 +139,90 @@ def shrunk() -> TransferFailure:
 
 def _say_end(data: ssl.SSLSocket) -> None:
     """Sends TLS's end (close_notify). Not all servers send theirs, so it is not waited for."""
-    data.setblocking(False)
     with contextlib.suppress(OSError, ValueError):
         data.unwrap()
 
 
-def _splice(data: socket.socket, sink: Sink, meter: Meter) -> None:
-    assert sink.descriptor is not None
-    source, drain = os.pipe()
+def _repeat(data: socket.socket, events: int, stall_timeout: float, move: Callable[[], bool]) -> None:
+    """Calls `move` until it is done, and waits for `events`, or for what TLS wants, where it cannot go on."""
+    data.setblocking(False)
+    done = False
+    while not done:
+        wanted = 0
+        with _turns:
+            try:
+                done = move()
+            except BlockingIOError:
+                wanted = events
+            except ssl.SSLWantReadError:
+                wanted = select.POLLIN
+            except ssl.SSLWantWriteError:
+                wanted = select.POLLOUT
+        if wanted and not _is_ready(data, wanted, stall_timeout):
+            raise Stalled
+
+
+def _is_ready(data: socket.socket, events: int, timeout: float) -> bool:
+    poll = select.poll()
+    poll.register(data, events)
+    return bool(poll.poll(timeout * 1000))
+
+
+def _copied(data: socket.socket, sink: Sink, meter: Meter) -> bool:
+    """Takes some data; True at the end of it."""
+    buffer = _buffer()
+    count = data.recv_into(buffer)
+    sink.write(buffer[:count])
+    meter.count += count
+    return not count
+
+
+def _decrypted(data: ssl.SSLSocket, sink: Sink, meter: Meter) -> bool:
+    """As `_copied`. Gathers what there is, because TLS hands it out in pieces of 16 KiB."""
+    buffer = _buffer()
+    filled, count = 0, 1
     try:
-        # Where a user has many pipes the kernel refuses bigger ones.
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(drain, fcntl.F_SETPIPE_SZ, _PIPE)
-        while held := os.splice(data.fileno(), drain, _PIPE):
-            while held:
-                try:
-                    moved = os.splice(source, sink.descriptor, held)
-                except OSError as error:
-                    if error.errno not in UNSUPPORTED:
-                        raise disk_failure(error) from error
-                    # Not every file system can; go on by copying, beginning with what the pipe holds.
-                    sink.write(memoryview(os.read(source, held)))
-                    moved = held
-                held -= moved
-                meter.count += moved
+        while count and filled < CHUNK:
+            count = data.recv_into(buffer[filled:])
+            filled += count
     finally:
-        os.close(source)
-        os.close(drain)
+        sink.write(buffer[:filled])
+        meter.count += filled
+    return not count
 
 
-def _copy(data: socket.socket, sink: Sink, meter: Meter) -> None:
-    buffer = _buffer()
-    while count := data.recv_into(buffer):
-        sink.write(buffer[:count])
-        meter.count += count
+def _spliced(data: socket.socket, sink: Sink, meter: Meter, pipe: tuple[int, int]) -> bool:
+    """As `_copied`, without taking the data out of the kernel. The pipe is empty before and after."""
+    assert sink.descriptor is not None
+    count = held = os.splice(data.fileno(), pipe[1], _AT_ONCE)
+    while held:
+        try:
+            moved = os.splice(pipe[0], sink.descriptor, held)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise disk_failure(error) from error
+            content = os.read(pipe[0], held)  # not every file system can
+            sink.write(memoryview(content))
+            moved = len(content)
+        held -= moved
+        meter.count += moved
+    return not count
 
 
-def _send_copy(data: socket.socket, descriptor: int, size: int, position: int) -> int:
+def _send_copy(data: socket.socket, descriptor: int, count: int, position: int) -> int:
     buffer = _buffer()
     try:
-        read = os.preadv(descriptor, [buffer[: min(CHUNK, size - position)]], position)
+        read = os.preadv(descriptor, [buffer[: min(CHUNK, count)]], position)
     except OSError as error:
         raise disk_failure(error) from error
-    data.sendall(buffer[:read])
-    return read
+    return data.send(buffer[:read]) if read else 0
+
+
+def _went(sent: int, size: int, meter: Meter) -> bool:
+    if not sent and meter.count < size:
+        raise shrunk()
+    meter.count += sent
+    return meter.count >= size
 
 
 def _buffer() -> memoryview:
@@ -200,12 +232,18 @@ def _buffer() -> memoryview:
     return buffer
 
 
+@contextlib.contextmanager
+def _pipe() -> Iterator[tuple[int, int]]:
+    pipe = os.pipe()
+    try:
+        # Where a user has many pipes the kernel refuses bigger ones.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, _AT_ONCE)
+        yield pipe
+    finally:
+        os.close(pipe[0])
+        os.close(pipe[1])
+
+
 def _appends(descriptor: int) -> bool:
     return bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND)
-
-
-def _limit(data: socket.socket, option: int, seconds: float) -> None:
-    """Lets blocking calls give up; Python's own time limit would make the socket non-blocking instead."""
-    data.setblocking(True)
-    whole = int(seconds)
-    data.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", whole, int((seconds - whole) * 1_000_000)))

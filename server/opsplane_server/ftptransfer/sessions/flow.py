@@ -24,12 +24,14 @@ from opsplane_server.ftptransfer.sessions.sinks import Sink
 from opsplane_server.ftptransfer.sessions.tls import TlsClient
 from opsplane_server.ftptransfer.sessions.watchdog import Watchdog
 
-INLINE: Final = 512 * 1024
+INLINE: Final = 256 * 1024
 """Bytes of a transfer that the event loop moves itself; the rest is a thread's, which costs about 0.1 ms to begin."""
 _READS: Final = 8
 """Most reads at a time, so that one fast transfer does not keep the others waiting."""
 _SLOW: Final = 0.01
 """Seconds; where the disk takes longer for a chunk, threads do everything for a while."""
+_TURN: Final = 0.008
+"""Seconds of a turn of the event loop that go into moving data; what is left then threads do."""
 _SLOW_FOR: Final = 10.0
 _PROGRESS: Final = 0.25
 """Seconds between reports of what a thread does."""
@@ -43,7 +45,8 @@ class DataPlane:
     def __init__(self, threads: Executor) -> None:
         self.threads = threads
         self.buffer = memoryview(bytearray(blocking.CHUNK))
-        self._slow_until = self._began = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._slow_until = self._began = self._spent = 0.0
         self._waits = 0
 
     @property
@@ -51,18 +54,31 @@ class DataPlane:
         """Whether the disk was slow lately, so that the event loop must not wait for it."""
         return time.monotonic() < self._slow_until
 
+    @property
+    def tired(self) -> bool:
+        """Whether the event loop has moved so much in this turn that others would wait too long for theirs."""
+        return self._spent > _TURN
+
     def start(self) -> None:
         """The event loop is about to use the disk."""
+        if not self._spent:
+            # Runs when all that is ready now has been seen to.
+            self._loop.call_soon(self._rest)
         self._began = time.perf_counter()
         self._waits = _waits()
 
     def waited(self) -> bool:
         """Whether the disk kept the event loop waiting too long since `start`; it is remembered."""
+        took = time.perf_counter() - self._began
+        self._spent += took
         # A process that had to give way to others is late as well; that does not count.
-        if time.perf_counter() - self._began < _SLOW or _waits() == self._waits:
+        if took < _SLOW or _waits() == self._waits:
             return False
         self._slow_until = time.monotonic() + _SLOW_FOR
         return True
+
+    def _rest(self) -> None:
+        self._spent = 0.0
 
 
 def _waits() -> int:
@@ -271,16 +287,22 @@ class Incoming(Flow):
 
     def _readable(self) -> None:
         assert self._data is not None
+        if self._plane.tired:
+            self._hand_over()
+            return
         buffer, meter = self._plane.buffer, self.meter
         self._plane.start()
         try:
             for _ in range(_READS):
                 count = self._data.recv_into(buffer)
                 if not count:
+                    self._plane.waited()
                     self._end(None)
                     return
                 self._sink.write(buffer[:count])
                 meter.count += count
+                if meter.count >= INLINE:
+                    break
         except BlockingIOError:
             pass
         except (OSError, TransferFailure) as error:
@@ -351,6 +373,9 @@ class Outgoing(Flow):
 
     def _writable(self) -> None:
         assert self._data is not None
+        if self._plane.tired:
+            self._hand_over()
+            return
         meter = self.meter
         self._plane.start()
         try:
@@ -362,6 +387,7 @@ class Outgoing(Flow):
                 meter.count += sent
             if meter.count >= self._size:
                 self._data.shutdown(socket.SHUT_WR)
+                self._plane.waited()
                 self._end(None)
                 return
         except BlockingIOError:

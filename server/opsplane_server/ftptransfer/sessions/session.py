@@ -161,7 +161,9 @@ class FtpSession:
         """See `ports.RemoteSession.size`."""
         if not self._knowledge.size:
             return None
-        reply = await self._exchange.command(f"SIZE {path}")
+        return self._size(await self._exchange.command(f"SIZE {path}"))
+
+    def _size(self, reply: Reply) -> int | None:
         if reply.positive:
             return _number(reply)
         if reply.code in UNKNOWN_COMMAND:
@@ -265,16 +267,36 @@ class FtpSession:
 
     async def set_modify_time(self, path: str, time: datetime) -> bool:
         """See `ports.RemoteSession.set_modify_time`."""
-        command = self._knowledge.modify_time_command
-        if not command:
+        if not (line := self._time_command(path, time)):
             return False
-        reply = await self._exchange.command(f"{command} {time.astimezone(UTC):%Y%m%d%H%M%S} {path}")
+        return await self._time_was_set(await self._exchange.command(line), path, time)
+
+    async def stamp(self, path: str, time: datetime) -> int | None:
+        """Sets the time of a file, where the server allows it, and returns its size as `size` does: in one go."""
+        line = self._time_command(path, time)
+        if not line or not self._knowledge.pipelining or not self._knowledge.size:
+            size = await self.size(path)
+            await self.set_modify_time(path, time)
+            return size
+        size_reply, reply = await self._exchange.pipeline([f"SIZE {path}", line])
+        await self._time_was_set(reply, path, time)
+        return self._size(size_reply)
+
+    def _time_command(self, path: str, time: datetime) -> str:
+        command = self._knowledge.modify_time_command
+        return f"{command} {time.astimezone(UTC):%Y%m%d%H%M%S} {path}" if command else ""
+
+    async def _time_was_set(self, reply: Reply, path: str, time: datetime) -> bool:
         if reply.positive:
             return True
-        if command == "MDTM" or reply.code in UNKNOWN_COMMAND:
-            # Servers without MFMT may take MDTM with a time; others look for a file of that name.
-            self._knowledge.modify_time_command = "MDTM" if command == "MFMT" else ""
+        if self._knowledge.modify_time_command != "MDTM":
+            if reply.code not in UNKNOWN_COMMAND:
+                return False
+            self._knowledge.modify_time_command = "MDTM"
             return await self.set_modify_time(path, time)
+        # Those that do not take MDTM with a time look for a file of that name.
+        if reply.code in UNKNOWN_COMMAND or (await self._exchange.command(f"SIZE {path}")).positive:
+            self._knowledge.modify_time_command = ""
         return False
 
     async def _append(self, path: str, descriptor: int, offset: int, progress: Callable[[int], None] | None) -> int:

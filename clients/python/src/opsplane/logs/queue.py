@@ -30,6 +30,7 @@ class RecordQueue:
         self._batch_bytes = batch_bytes
         self._wake = wake
         self._full: deque[tuple[list[bytes], int]] = deque()
+        self._aside: deque[bytes] = deque()
         self._open: list[bytes] = []
         self._open_bytes = 0
         self._lock = threading.RLock()
@@ -38,7 +39,7 @@ class RecordQueue:
     @property
     def empty(self) -> bool:
         """True when there is nothing to take."""
-        return not self._open and not self._full
+        return not self._open and not self._full and not self._aside
 
     @property
     def batch_full(self) -> bool:
@@ -49,32 +50,55 @@ class RecordQueue:
         """Adds a record; False if there is no room, nor becomes any in `wait` seconds. It is counted then."""
         if wait > 0 and not self._has_room(record):
             self._await_room(record, wait)
-        size = len(record)
-        wake = False
-        with self._lock:
-            if not self._has_room(record):
-                self.dropped += 1
-                return False
-            if self._open_bytes + size > self._batch_bytes or len(self._open) == self._batch_records:
-                self._close_batch()
-                wake = True
-            if not self._open:
-                self.first_at = time.monotonic()
-                wake = True
-            self._open.append(record)
-            self._open_bytes += size
-            self.used += size + OVERHEAD_BYTES
-            self.accepted += 1
+        if not self._lock.acquire(blocking=False):
+            # Threads that wait here would hand the lock around with a switch of threads for each record. Whoever has it
+            # next adds this one; the sender, if nobody else.
+            self._aside.append(record)
+            self._wake()
+            return True
+        try:
+            wake = self._add_aside()
+            before = self.dropped
+            wake |= self._add(record)
+            taken = self.dropped == before
+        finally:
+            self._lock.release()
         if wake:
             self._wake()
-        return True
+        return taken
+
+    def _add_aside(self) -> bool:
+        wake = False
+        while self._aside:
+            wake |= self._add(self._aside.popleft())
+        return wake
+
+    def _add(self, record: bytes) -> bool:
+        """Adds it with the lock held, or drops it; true if there is something to wake for."""
+        size = len(record)
+        if not self._has_room(record):
+            self.dropped += 1
+            return False
+        wake = False
+        if self._open_bytes + size > self._batch_bytes or len(self._open) == self._batch_records:
+            self._close_batch()
+            wake = True
+        if not self._open:
+            self.first_at = time.monotonic()
+            wake = True
+        self._open.append(record)
+        self._open_bytes += size
+        self.used += size + OVERHEAD_BYTES
+        self.accepted += 1
+        return wake
 
     def take(self) -> tuple[list[bytes], int]:
-        """A batch of records, and the bytes to release once they are no longer in memory."""
+        """A batch of records, and the bytes to release once they are no longer in memory; none if there was no room."""
         with self._lock:
+            self._add_aside()
             if not self._full:
                 self._close_batch()
-            records, size = self._full.popleft()
+            records, size = self._full.popleft() if self._full else ([], 0)
         return records, size + OVERHEAD_BYTES * len(records)
 
     def _close_batch(self) -> None:

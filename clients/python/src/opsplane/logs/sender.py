@@ -243,6 +243,8 @@ class Sender:
             or time.monotonic() >= self.queue.first_at + self._settings.linger_seconds
         ):
             records, cost = self.queue.take()
+            if not records:
+                break
             self._sequence += 1
             self._outstanding += 1
             batch_id = f"{self._prefix}-{self._sequence}"

@@ -9,6 +9,7 @@ followers and returns how many there were, `UNDONE` are the columns of those tha
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Final
 
 from opsplane_server.storage.database import Connection
@@ -71,6 +72,7 @@ WITH ended AS (
     DELETE FROM ftptransfer.queue q
     WHERE q.key IN (SELECT key FROM ftptransfer.queue
                     WHERE cancelled AND state <> 'RUNNING' AND ($2::bigint IS NULL OR key = $2)
+                      AND (generation = 0 OR due < now() - $4::interval)
                     ORDER BY key LIMIT $3 FOR UPDATE SKIP LOCKED)
     RETURNING q.key, q.parent_key, q.to_tell, q.attempt_count, q.start_time, q.size_bytes AS expected,
               'CANCELLED' AS state,
@@ -99,10 +101,19 @@ WITH complete AS (
 
 CHUNK: Final = 2000
 
+MOST_CRASHES: Final = 20
+"""A transfer is given up when so many workers have died that had it. One more may try to remove what they left."""
+
+_CLEAN_UP: Final = timedelta(seconds=30)
+"""A transfer that was cancelled when it had been begun waits so long for a worker that removes what is left of it."""
+
 
 async def end_cancelled(connection: Connection, key: int | None = None) -> int:
-    """Ends transfers that are cancelled and that no worker has, all or one; returns how many, at most a chunk."""
-    count: int = await connection.fetchval(_END_CANCELLED, "", key, CHUNK)
+    """Ends transfers that are cancelled and that no worker has, all or one; returns how many, at most a chunk.
+
+    Those of which something may be left only when no worker could remove it.
+    """
+    count: int = await connection.fetchval(_END_CANCELLED, "", key, CHUNK, _CLEAN_UP)
     return count
 
 

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlencode
-
-import asyncpg
 
 from opsplane_server.errors import Aborted, LeaseLost
 from opsplane_server.ftptransfer import model
 from opsplane_server.ftptransfer.failures import ErrorReason, TransferFailure
-from opsplane_server.ftptransfer.model import (
-    Child,
-    Connection,
-    End,
-    ExistingFile,
-    LocalFolder,
-    Outcome,
-    Progress,
-    Selection,
-    Task,
-)
+from opsplane_server.ftptransfer.model import Child, Outcome, Progress, Task
 from opsplane_server.ftptransfer.ports import ConnectionSource
 from opsplane_server.ftptransfer.stores.postgres.endings import END, end_cancelled, end_families
-from opsplane_server.ftptransfer.stores.postgres.rows import failure_to_json
+from opsplane_server.ftptransfer.stores.postgres.tasks import child_key, may_have_left, settlement, to_task
 from opsplane_server.rpc.ids import new_id
 from opsplane_server.storage.database import Database
 from opsplane_server.storage.signals import Signal
@@ -43,33 +29,45 @@ WITH RECURSIVE remotes AS (
     FROM remotes r WHERE r.remote IS NOT NULL
 ), candidates AS (
     SELECT c.* FROM remotes r CROSS JOIN LATERAL (
-        (SELECT key, rank, due FROM ftptransfer.queue
+        (SELECT key, rank, due, cancelled FROM ftptransfer.queue
          WHERE state <> 'RUNNING' AND NOT cancelled AND remote = r.remote AND rank = 0 AND due <= now()
          ORDER BY due, key LIMIT $2 * 2)
         UNION ALL
-        (SELECT key, rank, due FROM ftptransfer.queue
+        (SELECT key, rank, due, cancelled FROM ftptransfer.queue
          WHERE state <> 'RUNNING' AND NOT cancelled AND remote = r.remote AND rank = 1 AND due <= now()
          ORDER BY due, key LIMIT $2 * 2)
         UNION ALL
-        (SELECT key, rank, due FROM ftptransfer.queue
+        (SELECT key, rank, due, cancelled FROM ftptransfer.queue
          WHERE state <> 'RUNNING' AND NOT cancelled AND remote = r.remote AND rank = 2 AND due <= now()
          ORDER BY due, key LIMIT $2 * 2)
     ) c
     WHERE r.remote <> ALL ($3::text[]) ORDER BY c.rank, c.due, c.key LIMIT $2 * 2
+), left_over AS (
+    SELECT key, remote, -1 AS rank, due, cancelled FROM ftptransfer.queue
+    WHERE cancelled AND generation > 0 AND state <> 'RUNNING' ORDER BY due, key LIMIT 1000
 ), locked AS (
-    SELECT q.key, c.rank, c.due FROM candidates c JOIN ftptransfer.queue q ON q.key = c.key
-    WHERE q.state <> 'RUNNING' AND NOT q.cancelled
+    SELECT q.key, c.rank, c.due
+    FROM (SELECT key, rank, due, cancelled FROM candidates
+          UNION ALL
+          SELECT key, rank, due, cancelled FROM left_over o
+          WHERE remote <> ALL ($3::text[])
+             OR remote <> (SELECT destination_connection FROM ftptransfer.transfers t WHERE t.key = o.key)) c
+    JOIN ftptransfer.queue q ON q.key = c.key
+    WHERE q.state <> 'RUNNING' AND q.cancelled = c.cancelled
       AND EXISTS (SELECT FROM ftptransfer.workers w WHERE w.worker = $1 AND w.lease_until > now())
     ORDER BY c.rank, c.due, c.key LIMIT $2 FOR UPDATE OF q SKIP LOCKED
 ), taken AS (
     UPDATE ftptransfer.queue q
-    SET state = 'RUNNING', worker = $1, generation = q.generation + 1, attempt_count = q.attempt_count + 1,
+    SET state = 'RUNNING', worker = $1, generation = q.generation + 1,
+        attempt_count = q.attempt_count + (NOT q.cancelled)::integer,
         start_time = COALESCE(q.start_time, now()), update_time = now()
     FROM locked l WHERE q.key = l.key
-    RETURNING q.key, q.generation, q.attempt_count, l.rank, l.due
+    RETURNING q.key, q.generation, q.attempt_count, q.crashes, q.cancelled, q.size_bytes, q.source_modify_time, l.rank,
+              l.due
 )
-SELECT n.key, n.generation, n.attempt_count, t.id, t.source_connection, t.source_path, t.destination_connection,
-       t.destination_path, t.selection, t.existing_file, t.sha256, t.retry_count, t.max_attempts
+SELECT n.key, n.generation, n.attempt_count, n.crashes, n.cancelled, n.size_bytes, n.source_modify_time, t.id,
+       t.source_connection, t.source_path, t.destination_connection, t.destination_path, t.selection, t.existing_file,
+       t.sha256, t.retry_count, t.max_attempts
 FROM taken n JOIN ftptransfer.transfers t ON t.key = n.key ORDER BY n.rank, n.due, n.key
 """
 
@@ -85,15 +83,19 @@ WITH given AS MATERIALIZED (
     WHERE q.key = g.key AND q.worker = $1 AND q.generation = g.generation
       AND g.kind IN ('SUCCEEDED', 'FAILED', 'CANCELLED')
     RETURNING q.key, q.parent_key, q.to_tell, q.attempt_count, q.start_time, q.size_bytes AS expected,
-              CASE WHEN q.cancelled AND g.kind = 'FAILED' THEN 'CANCELLED' ELSE g.kind END AS state, g.failure,
+              CASE WHEN q.cancelled AND g.kind = 'FAILED' THEN 'CANCELLED' ELSE g.kind END AS state,
+              CASE g.kind WHEN 'CANCELLED' THEN q.failure ELSE g.failure END AS failure,
               COALESCE(g.size, q.size_bytes) AS size, CASE WHEN g.kind = 'SUCCEEDED' THEN g.size ELSE 0 END
                   AS transferred, g.resumed, g.skipped, g.modify_time, g.duration, g.sent
 ), back AS (
     UPDATE ftptransfer.queue q
-    SET state = CASE g.kind WHEN 'RETRY' THEN 'WAITING' WHEN 'RELEASED' THEN 'PENDING' ELSE 'RUNNING' END,
-        worker = NULL, due = CASE g.kind WHEN 'RETRY' THEN now() + g.delay ELSE q.due END,
+    SET state = CASE WHEN g.kind = 'RETRY' THEN 'WAITING' WHEN g.kind IN ('RELEASED', 'RETURNED') THEN 'PENDING'
+                     ELSE 'RUNNING' END,
+        worker = NULL, due = CASE WHEN q.cancelled AND g.kind <> 'RETURNED' THEN now()
+                                  WHEN g.kind = 'RETRY' THEN now() + g.delay ELSE q.due END,
         attempt_count = q.attempt_count - (g.kind = 'RELEASED')::integer,
-        failure = CASE g.kind WHEN 'RELEASED' THEN q.failure ELSE g.failure END,
+        failure = CASE WHEN g.kind IN ('RELEASED', 'RETURNED') THEN q.failure ELSE g.failure END,
+        size_bytes = COALESCE(g.size, q.size_bytes), source_modify_time = g.modify_time,
         cancelled = q.cancelled OR g.kind = 'ABANDONED', bytes_per_second = 0, update_time = now()
     FROM given g
     WHERE q.key = g.key AND q.worker = $1 AND q.generation = g.generation
@@ -117,15 +119,17 @@ WITH lease AS (
 ), totals AS (
     INSERT INTO ftptransfer.totals (worker) VALUES ($1) ON CONFLICT DO NOTHING
 ), given AS MATERIALIZED (
-    SELECT * FROM unnest($3::bigint[], $4::integer[], $5::bigint[], $6::bigint[], $7::double precision[])
-        AS g (key, generation, transferred, size, rate)
+    SELECT * FROM unnest($3::bigint[], $4::integer[], $5::bigint[], $6::bigint[], $7::double precision[],
+                         $8::timestamptz[])
+        AS g (key, generation, transferred, size, rate, modify_time)
 ), moved AS (
     UPDATE ftptransfer.queue q
     SET bytes_transferred = g.transferred, size_bytes = COALESCE(g.size, q.size_bytes), bytes_per_second = g.rate,
-        update_time = now()
+        source_modify_time = g.modify_time, update_time = now()
     FROM given g
     WHERE q.key = g.key AND q.worker = $1 AND q.generation = g.generation
-      AND (q.bytes_transferred, q.bytes_per_second) IS DISTINCT FROM (g.transferred, g.rate)
+      AND (q.bytes_transferred, q.bytes_per_second, q.source_modify_time)
+          IS DISTINCT FROM (g.transferred, g.rate, g.modify_time)
 )
 SELECT q.key FROM ftptransfer.queue q JOIN given g ON q.key = g.key
 WHERE q.worker = $1 AND q.generation = g.generation AND NOT q.cancelled
@@ -176,10 +180,6 @@ WHERE f.key = $1
 
 _SETTLE_TRIES: Final = 3
 
-# Much cheaper than calling the enumerations, and there are thousands of tasks a second.
-_SELECTIONS: Final = {selection.value: selection for selection in Selection}
-_EXISTING: Final = {existing.value: existing for existing in ExistingFile}
-
 
 def queue_database(dsn: str, *, max_size: int = 3) -> Database:
     """Connections for the queue alone.
@@ -225,22 +225,23 @@ class PostgresTransferQueue:
         ends = {row[name] for row in rows for name in ("source_connection", "destination_connection")}
         connections = await self._connections.resolve(ends)
         tasks: list[Task] = []
-        wrong: list[tuple[Task, Outcome]] = []
+        hopeless: list[tuple[Task, Outcome]] = []
         for row in rows:
-            task, failure = _task(row, connections)
-            if failure is None:
+            task = to_task(row, connections)
+            if not task.is_over or may_have_left(task, connections):
                 tasks.append(task)
             else:
-                wrong.append((task, model.Failed(failure.failure)))
-        if wrong:
-            await self.settle(worker, wrong)
+                ended = model.Cancelled() if task.failure is None else model.Failed(task.failure)
+                hopeless.append((task, ended))
+        if hopeless:
+            await self.settle(worker, hopeless)
         return tasks
 
     async def settle(self, worker: str, outcomes: Sequence[tuple[Task, Outcome]]) -> None:
         """See the port."""
         if not outcomes:
             return
-        columns = _columns(outcomes)
+        columns = settlement(outcomes)
         unfinished = False
         for last in (False,) * (_SETTLE_TRIES - 1) + (True,):
             try:
@@ -266,7 +267,7 @@ class PostgresTransferQueue:
 
     async def expand(self, task: Task, children: Sequence[Child]) -> None:
         """See the port."""
-        unique = {_child_key(task.key, child): child for child in children}
+        unique = {child_key(task.key, child): child for child in children}
         try:
             for child in children:
                 child.source_path.encode()
@@ -310,75 +311,7 @@ class PostgresTransferQueue:
                 [entry.transferred for entry in progress],
                 [entry.size for entry in progress],
                 [entry.bytes_per_second for entry in progress],
+                [entry.modify_time for entry in progress],
             )
         self._renewed[worker] = began
         return {row["key"] for row in rows}
-
-
-def _task(row: asyncpg.Record, connections: Mapping[str, Connection]) -> tuple[Task, TransferFailure | None]:
-    """The task; with a failure, when one of its ends can not be used any more, and then that end is made up."""
-    failure = None
-    ends = []
-    for connection_id in (row["source_connection"], row["destination_connection"]):
-        connection = connections.get(connection_id)
-        if connection is None:
-            failure = TransferFailure(ErrorReason.NO_CONNECTION, f"there is no connection {connection_id!r}")
-            connection = Connection(connection_id, LocalFolder(Path()))
-        ends.append(connection)
-    source, destination = ends
-    if failure is None and source.is_local == destination.is_local:
-        failure = TransferFailure(ErrorReason.ENDS, "exactly one end must be a local folder")
-    return (
-        Task(
-            id=row["id"],
-            key=row["key"],
-            generation=row["generation"],
-            source=End(source, row["source_path"]),
-            destination=End(destination, row["destination_path"]),
-            selection=_SELECTIONS[row["selection"]],
-            existing_file=_EXISTING[row["existing_file"]],
-            sha256=row["sha256"],
-            attempt=row["attempt_count"],
-            retry_count=row["retry_count"],
-            max_attempts=row["max_attempts"],
-        ),
-        failure,
-    )
-
-
-def _child_key(parent: int, child: Child) -> str:
-    """The same for the same file of the same parent, however often the parent is expanded."""
-    digest = hashlib.sha256(child.source_path.encode(errors="surrogatepass")).hexdigest()[:32]
-    return f"\x1f{parent}/{digest}"
-
-
-def _columns(outcomes: Sequence[tuple[Task, Outcome]]) -> list[list[Any]]:
-    """The outcomes as the arrays of `_SETTLE`, from `$2` on."""
-    rows = [_row(task, outcome) for task, outcome in outcomes]
-    return [list(column) for column in zip(*rows, strict=True)]
-
-
-def _row(task: Task, outcome: Outcome) -> tuple[object, ...]:
-    """key, generation, kind, failure, delay, size, resumed, skipped, modify_time, duration, sent."""
-    is_file = task.selection is Selection.FILE
-    details: tuple[object, ...]
-    match outcome:
-        case model.Succeeded(size, sent, resumed, skipped, modify_time, duration):
-            details = ("SUCCEEDED", None, None, size, resumed, skipped, modify_time, _span(duration), sent)
-        case model.Failed(failure, sent, duration):
-            kind = "FAILED" if is_file else "HALTED"
-            details = (kind, failure_to_json(failure), None, None, 0, False, None, _span(duration), sent)
-        case model.Retry(failure, delay, sent, duration):
-            details = ("RETRY", failure_to_json(failure), _span(delay), None, 0, False, None, _span(duration), sent)
-        case model.Cancelled(sent, duration):
-            kind = "CANCELLED" if is_file else "ABANDONED"
-            details = (kind, None, None, None, 0, False, None, _span(duration), sent)
-        case model.Released(sent):
-            details = ("RELEASED", None, None, None, 0, False, None, None, sent)
-        case model.Expanded():
-            details = ("EXPANDED", None, None, None, 0, False, None, None, 0)
-    return (task.key, task.generation, *details)
-
-
-def _span(seconds: float) -> timedelta:
-    return timedelta(seconds=seconds)

@@ -9,6 +9,7 @@ from opsplane_server.ftptransfer.stores.postgres.endings import (
     CHUNK,
     END,
     LOGGED,
+    MOST_CRASHES,
     NOTHING_SENT,
     UNDONE,
     end_cancelled,
@@ -19,10 +20,10 @@ from opsplane_server.storage.database import Database
 _END_CRASHED: Final = f"""
 WITH ended AS (
     DELETE FROM ftptransfer.queue q
-    WHERE q.key IN (SELECT key FROM ftptransfer.queue WHERE crashes >= $2 AND state = 'PENDING' AND key = ANY($3)
+    WHERE q.key IN (SELECT key FROM ftptransfer.queue WHERE crashes > $2 AND state = 'PENDING' AND key = ANY($3)
                     ORDER BY key FOR UPDATE SKIP LOCKED)
     RETURNING q.key, q.parent_key, q.to_tell, q.attempt_count, q.start_time, q.size_bytes AS expected,
-              'FAILED' AS state,
+              CASE WHEN q.cancelled THEN 'CANCELLED' ELSE 'FAILED' END AS state,
               jsonb_build_object('code', 'UNKNOWN_ERROR', 'reason', 'UNSPECIFIED', 'message',
                   'the process that did it died ' || q.crashes || ' times', 'ftp_code', 0, 'retryable', true,
                   'time', now()) AS failure, {UNDONE}
@@ -33,7 +34,7 @@ WITH theirs AS (
     SELECT c.key FROM ftptransfer.queue p JOIN ftptransfer.queue c ON c.parent_key = p.key
     WHERE p.cancelled AND p.parent_key IS NULL AND NOT c.cancelled LIMIT $1 FOR UPDATE OF c SKIP LOCKED
 ), marked AS (
-    UPDATE ftptransfer.queue q SET cancelled = true, update_time = now()
+    UPDATE ftptransfer.queue q SET cancelled = true, due = now(), update_time = now()
     FROM theirs WHERE q.key = theirs.key RETURNING 1
 ) SELECT count(*) FROM marked"""
 
@@ -45,7 +46,8 @@ WITH orphans AS (
     FOR UPDATE SKIP LOCKED
 ), freed AS (
     UPDATE ftptransfer.queue q
-    SET state = 'PENDING', worker = NULL, crashes = crashes + 1, bytes_per_second = 0, update_time = now()
+    SET state = 'PENDING', worker = NULL, crashes = crashes + 1, bytes_per_second = 0, update_time = now(),
+        due = CASE WHEN cancelled THEN now() ELSE due END
     FROM orphans WHERE q.key = orphans.key RETURNING q.key
 ), logged AS (
     INSERT INTO ftptransfer.changes (keys) SELECT array_agg(key) FROM freed HAVING count(*) > 0
@@ -95,7 +97,6 @@ _LOCK: Final = "SELECT pg_try_advisory_xact_lock(hashtextextended('opsplane.ftpt
 
 _WORKERS_KEPT: Final = timedelta(minutes=5)
 _CHANGES_KEPT: Final = timedelta(minutes=5)
-_MOST_CRASHES: Final = 20
 
 
 class PostgresSweeps:
@@ -111,7 +112,7 @@ class PostgresSweeps:
                 return False
             freed = [row["key"] for row in await connection.fetch(_ORPHANS)]
             if freed:
-                await connection.execute(_END_CRASHED, "", _MOST_CRASHES, freed)
+                await connection.execute(_END_CRASHED, "", MOST_CRASHES, freed)
             spread: int = await connection.fetchval(_SPREAD, CHUNK)
             cancelled = await end_cancelled(connection)
             ended = await end_families(connection)

@@ -66,7 +66,7 @@ FROM ftptransfer.transfers WHERE task_key = ANY ($1::text[])
 """
 
 _CANCEL: Final = """
-UPDATE ftptransfer.queue q SET cancelled = true, update_time = now()
+UPDATE ftptransfer.queue q SET cancelled = true, due = now(), update_time = now()
 FROM ftptransfer.transfers t WHERE t.id = $1 AND q.key = t.key AND NOT q.cancelled RETURNING q.key
 """
 
@@ -192,7 +192,8 @@ class PostgresTransferStore:
         """See the port."""
         async with self._database.connection() as connection:
             await connection.execute(
-                f"UPDATE ftptransfer.queue q SET cancelled = true, update_time = now() {_NEEDS} AND NOT q.cancelled",
+                f"""UPDATE ftptransfer.queue q SET cancelled = true, due = now(), update_time = now()
+                    {_NEEDS} AND NOT q.cancelled""",
                 connection_id,
             )
 

@@ -173,6 +173,11 @@ class FolderSession:
         os.utime(self._path(path), (seconds, seconds))
         return True
 
+    async def stamp(self, path: str, time: datetime) -> int | None:
+        size = await self.size(path)
+        await self.set_modify_time(path, time)
+        return size
+
     async def check(self) -> bool:
         return True
 

@@ -41,6 +41,7 @@ from opsplane_server.storage.secrets import SecretBox
 from opsplane_server.storage.signals import Signals
 from opsplane_server.supervisor.facts import WorkerFacts
 from opsplane_server.telemetry.instruments import Instruments
+from opsplane_server.telemetry.loop import LoopTurns
 
 log = structlog.get_logger(__name__)
 
@@ -114,6 +115,7 @@ class App:
     async def _open(self, stack: AsyncExitStack) -> None:
         facts, settings = self._facts, self._facts.settings
         await stack.enter_async_context(self._instruments)
+        stack.enter_context(LoopTurns())
         box = SecretBox.from_key_file(settings.key_file, create=False)
         pool = settings.database
         database = Database(facts.dsn, min_size=pool.pool_min_size, max_size=pool.pool_max_size)

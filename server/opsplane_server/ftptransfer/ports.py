@@ -100,6 +100,10 @@ class RemoteSession(Protocol):
         """Sets the time of a file; False where the server does not allow it."""
         ...
 
+    async def stamp(self, path: str, time: datetime) -> int | None:
+        """Sets the time of a file, where the server allows it, and returns its size as `size` does."""
+        ...
+
     async def check(self) -> bool:
         """Whether the session still answers."""
         ...

@@ -54,12 +54,11 @@ class Upload:
                     return self.steps.succeeded(source.size, source.modify_time, skipped=True)
                 await self._send(session, source)
                 with at_destination():
-                    size = await session.size(self._temporary)
+                    size = await session.stamp(self._temporary, source.modify_time)
                 if size is not None and size != source.size:
                     message = f"{self._path} has {size} bytes instead of {source.size}"
                     raise TransferFailure(ErrorReason.SIZE_MISMATCH, message)
                 source.check_unchanged()
-                await session.set_modify_time(self._temporary, source.modify_time)
                 return await self._give_name(session, source)
 
     async def clean_up(self) -> None:

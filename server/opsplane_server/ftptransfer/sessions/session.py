@@ -272,7 +272,7 @@ class FtpSession:
         return await self._time_was_set(await self._exchange.command(line), path, time)
 
     async def stamp(self, path: str, time: datetime) -> int | None:
-        """Sets the time of a file, where the server allows it, and returns its size as `size` does: in one go."""
+        """See `ports.RemoteSession.stamp`; one round trip where the server takes commands ahead."""
         line = self._time_command(path, time)
         if not line or not self._knowledge.pipelining or not self._knowledge.size:
             size = await self.size(path)

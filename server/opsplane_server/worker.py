@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -40,6 +41,9 @@ class _Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._asked_to_stop)
         async with App(self._facts, self._instruments) as app:
+            # What is there now stays: to look through all of it again and again would hold up the event loop.
+            gc.collect()
+            gc.freeze()
             self._report(State.SERVING)
             log.info("worker ready", pid=os.getpid())
             try:

@@ -25,25 +25,26 @@ _CONTINUES: Final = 0x80
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """A column of texts as bytes: where each begins (one more than there are), and all of them in a row."""
+    """A column of texts as bytes: where each begins (one more than there are), all in a row, how long each is."""
 
     array: pa.Array
     offsets: npt.NDArray[np.int32]
     data: pa.Buffer | None
+    lengths: npt.NDArray[np.int32]
 
     @classmethod
     def of(cls, array: pa.Array) -> Texts:
         """The texts of a binary array without nulls."""
         _, offsets, data = array.buffers()
         if offsets is None:
-            return cls(array, np.zeros(1, np.int32), None)
-        counted = np.frombuffer(offsets, np.int32, len(array) + 1, array.offset * 4)
-        return cls(array, counted, data)
+            return cls(array, np.zeros(1, np.int32), None, np.zeros(0, np.int32))
+        starts = np.frombuffer(offsets, np.int32, len(array) + 1, array.offset * 4)
+        return cls(array, starts, data, starts[1:] - starts[:-1])
 
     @property
-    def lengths(self) -> npt.NDArray[np.int32]:
-        """Bytes of each text."""
-        return np.diff(self.offsets)
+    def empty(self) -> bool:
+        """Whether there is no byte in all of them."""
+        return bool(self.offsets[0] == self.offsets[-1])
 
     def content(self) -> bytes:
         """All texts in a row."""

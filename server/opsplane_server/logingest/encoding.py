@@ -128,12 +128,12 @@ def _pieces(data: bytes) -> Sequence[memoryview]:
 
 def _text(texts: Texts) -> pa.Array:
     """The texts with null in place of empty ones."""
+    if texts.empty:
+        return pa.nulls(len(texts.array), pa.binary())
+    if texts.lengths.all():
+        return texts.array
     empty = texts.lengths == 0
     missing = int(np.count_nonzero(empty))
-    if missing == 0:
-        return texts.array
-    if missing == len(empty):
-        return pa.nulls(missing, pa.binary())
     validity = pa.py_buffer(np.packbits(~empty, bitorder="little"))
     offsets = pa.py_buffer(texts.offsets)
     return pa.Array.from_buffers(pa.binary(), len(empty), [validity, offsets, texts.data], missing)

@@ -57,9 +57,11 @@ def _times(records: Records, window: Window, suspect: Flags) -> None:
 
 
 def _texts(texts: Texts, rule: TextRule, suspect: Flags) -> None:
-    lengths = texts.lengths
-    if not len(lengths):
+    if texts.empty:
+        if rule.min_length:
+            suspect[:] = True
         return
+    lengths = texts.lengths
     if int(lengths.max()) > rule.safe_bytes:
         suspect |= lengths > rule.safe_bytes
     if int(lengths.min()) < rule.min_length:

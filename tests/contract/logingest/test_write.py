@@ -112,7 +112,8 @@ async def test_twins_at_the_same_time_are_stored_once(logs: LogIngest) -> None:
 
 async def test_one_stream_may_send_a_batch_twice(logs: LogIngest) -> None:
     answers = await logs.stream([request(batch("same", "m"))] * 5)
-    assert [answer.duplicate for answer in answers] == [False, True, True, True, True]
+    # Several connections store at the same time, so any of them may be the one.
+    assert sorted(answer.duplicate for answer in answers) == [False, True, True, True, True]
     assert await logs.messages() == ["m"]
 
 

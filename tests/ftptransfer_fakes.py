@@ -18,6 +18,7 @@ from opsplane_server.ftptransfer.model import (
     ExistingFile,
     FileKind,
     FtpServer,
+    LeftOver,
     LocalFolder,
     Outcome,
     PoolFigures,
@@ -257,6 +258,8 @@ class MemoryQueue:
                 self.waiting[task.id] = (time.monotonic() + outcome.delay, _known(task, outcome))
             elif isinstance(outcome, Released):
                 self.waiting[task.id] = (0.0, _known(task, outcome))
+            elif isinstance(outcome, LeftOver):
+                self.waiting[task.id] = (0.0, replace(task, cancelled=True, failure=outcome.failure))
             else:
                 assert task.id not in self.ended
                 self.ended[task.id] = outcome

@@ -81,7 +81,7 @@ class Steps:
     def __init__(self, earlier: Version | None, begun: Callable[[], None]) -> None:
         self._begun = begun
         self.version = earlier
-        """Of the source that the temporary file is made from; None while there is none."""
+        """Of the source that the temporary file is made from; None while there is none, or none to go on with."""
         self.started = 0.0
         """When it got its session, by `time.monotonic`; 0 before."""
         self.begun = False

@@ -20,7 +20,7 @@ from opsplane_server.ftptransfer import retries
 from opsplane_server.ftptransfer.attempt import Attempt, Means, Version
 from opsplane_server.ftptransfer.downloads import Download
 from opsplane_server.ftptransfer.expansion import LocalListing, expand
-from opsplane_server.ftptransfer.failures import ErrorCode, ErrorReason, TransferFailure
+from opsplane_server.ftptransfer.failures import ErrorReason, HeldBack, TransferFailure
 from opsplane_server.ftptransfer.figures import TransferFigures
 from opsplane_server.ftptransfer.finisher import Finisher
 from opsplane_server.ftptransfer.lanes import Exhausted, Lanes
@@ -30,6 +30,7 @@ from opsplane_server.ftptransfer.model import (
     Child,
     Expanded,
     Failed,
+    LeftOver,
     LocalFolder,
     Outcome,
     Released,
@@ -260,7 +261,10 @@ class TransferEngine:
         if held.unwanted:
             return await self._cancelled(held)
         task = held.task
-        if not held.started and failure.code is ErrorCode.CONNECTION_ERROR and self._is_held_back(task):
+        if isinstance(failure, HeldBack):
+            if task.remote.id not in self._sessions.held_back():
+                # Another process is just trying the server.
+                await asyncio.sleep(_BUSY_SECONDS)
             return Released()  # its server was not even asked
         if isinstance(failure, FileBusy):
             # The kernel frees the file when that process wakes up or dies; until then no attempt is to blame.
@@ -269,7 +273,6 @@ class TransferEngine:
         seconds = None if task.is_last_attempt else retries.delay(failure.failure, task.attempt)
         if seconds is not None:
             return Retry(failure.failure, seconds, held.sent, _seconds(held))
-        await self._clean_up(held)
         log.info(
             "transfer failed",
             transfer=task.id,
@@ -278,25 +281,23 @@ class TransferEngine:
             detail=failure.message,
             attempt=task.attempt,
         )
+        if await self._clean_up(held):
+            return LeftOver(failure.failure, held.sent, _seconds(held))
         return Failed(failure.failure, held.sent, _seconds(held))
 
-    def _is_held_back(self, task: Task) -> bool:
-        return task.remote.id in self._sessions.held_back()
-
-    async def _cancelled(self, held: InHand) -> Cancelled:
-        await self._clean_up(held)
+    async def _cancelled(self, held: InHand) -> Cancelled | LeftOver:
+        if await self._clean_up(held):
+            return LeftOver(None, held.sent, _seconds(held))
         return Cancelled(held.sent, _seconds(held))
 
     async def _end(self, held: InHand) -> Outcome:
         """Ends a task that is not to be attempted any more."""
-        again = await self._clean_up(held)
-        if held.task.failure is not None:
-            return Failed(held.task.failure)
-        if not again:
-            return Cancelled()
+        failure = held.task.failure
+        if not await self._clean_up(held):
+            return Cancelled() if failure is None else Failed(failure)
         # The server may be back in a moment; the queue knows when it has waited long enough.
         await asyncio.sleep(_BUSY_SECONDS)
-        return Released()
+        return LeftOver(failure)
 
     async def _clean_up(self, held: InHand) -> bool:
         """Removes what is left of a task; True when it was not possible, but may be later."""
@@ -307,7 +308,7 @@ class TransferEngine:
                 await held.attempt.clean_up()
         except (TransferFailure, TimeoutError) as failure:
             log.warning("temporary file not removed", transfer=held.task.id, detail=str(failure))
-            return isinstance(failure, TransferFailure) and failure.retryable
+            return isinstance(failure, TimeoutError) or failure.retryable
         except Exception:
             log.exception("temporary file not removed", transfer=held.task.id)
         return False

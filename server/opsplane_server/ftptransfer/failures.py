@@ -114,11 +114,25 @@ class TransferFailure(Exception):
         self.ftp_code = ftp_code
         self.code = code or _CODES[reason]
         self.retryable = is_retryable(self.code, reason) if retryable is None else retryable
+        self.unanswered = False
+        """Whether the server said nothing about how it ended, so that it may still be at what it was asked for."""
 
     @property
     def failure(self) -> Failure:
         """The failure as data."""
         return Failure(self.code, self.reason, self.message, self.ftp_code, self.retryable)
+
+
+class HeldBack(TransferFailure):
+    """No session was tried to be opened, because the server failed again and again. It may be tried at `retry_time`."""
+
+    def __init__(self, failure: Failure | None, retry_time: datetime) -> None:
+        reason = failure.reason if failure else ErrorReason.UNREACHABLE
+        message = f"held back until {retry_time:%H:%M:%S} UTC"
+        if failure:
+            message = f"{message}: {failure.message}"
+        super().__init__(reason, message, ftp_code=failure.ftp_code if failure else 0, retryable=True)
+        self.retry_time = retry_time
 
 
 def is_retryable(code: ErrorCode, reason: ErrorReason) -> bool:

@@ -275,8 +275,8 @@ class Task:
 
     size, modify_time: of the source, when what an earlier attempt left was begun; without a time nothing is known.
     cancelled, failure: when one of them is set, there is to be no attempt. What earlier ones left at the destination is
-    to be removed, and the task settled as Cancelled, or as Failed with this failure. The end where nothing is left may
-    be made up then.
+    to be removed, and the task settled as Failed with this failure, as Cancelled where there is none, or as LeftOver.
+    The end where nothing is left may be made up then. One that was LeftOver with a failure has both.
     """
 
     id: str
@@ -380,11 +380,23 @@ class Released:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOver:
+    """Failed, or cancelled where there is no failure; but what it left at the destination can not be removed now.
+
+    It is to be handed out again for that alone, and ends when that is done, or was tried long enough.
+    """
+
+    failure: Failure | None = None
+    sent: int = 0
+    duration: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Expanded:
     """Of a glob or tree: all its files were given to `TransferQueue.expand`. It ends with the last of them."""
 
 
-Outcome: TypeAlias = Succeeded | Failed | Retry | Cancelled | Released | Expanded
+Outcome: TypeAlias = Succeeded | Failed | Retry | Cancelled | Released | LeftOver | Expanded
 
 
 @dataclass(frozen=True, slots=True)

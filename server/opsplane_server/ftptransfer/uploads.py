@@ -63,7 +63,7 @@ class Upload:
 
     async def clean_up(self) -> None:
         """See `attempt.Attempt.clean_up`."""
-        if self.steps.version is None and self._task.generation == 1:
+        if not self.steps.begun and self._task.generation == 1:
             return  # nothing was begun
         async with self._means.sessions.session(self._task.remote) as session:
             await session.delete(self._temporary)
@@ -105,7 +105,14 @@ class Upload:
             raise lease_lost()
         self.steps.begin(version, offset)
         if offset == 0 or offset != source.size:
-            await self._store(session, source, offset)
+            try:
+                await self._store(session, source, offset)
+            except TransferFailure as failure:
+                if failure.unanswered:
+                    # The server may wait for more, and keep the file locked all the while. A locked file can be
+                    # deleted; so that is what the next attempt does with one of which nothing is known.
+                    self.steps.version = None
+                raise
 
     async def _store(self, session: RemoteSession, source: Source, offset: int) -> None:
         progress = self.steps.progress

@@ -16,6 +16,7 @@ from opsplane_server.ftptransfer.model import (
     Child,
     Expanded,
     Failed,
+    LeftOver,
     Location,
     NewTransfer,
     Origin,
@@ -329,6 +330,51 @@ async def test_a_task_that_nobody_cleans_up_after_is_cancelled_all_the_same(ftp:
     await ftp.sweep()
     assert await states(ftp, [one]) == [TransferState.CANCELLED]
     assert await ftp.take() == []
+
+
+@pytest.mark.parametrize("again", [True, False])
+async def test_a_task_that_left_something_fails_when_it_is_cleaned_up_after(ftp: FtpTransfer, again: bool) -> None:
+    one = await given_back(ftp, LeftOver(LOST, sent=5))
+    await ftp.sweep()
+    found = await only(ftp, one)
+    assert (found.state.ended, found.attempt_count) == (False, 1)
+    await ftp.transfers.cancel(one)
+    [left] = await ftp.take(worker="w-2")
+    assert left.is_over
+    assert left.failure is not None
+    assert left.failure.message == LOST.message
+    if again:
+        await ftp.settle((left, LeftOver(left.failure)), worker="w-2")
+        [left] = await ftp.take()
+        assert left.failure is not None
+        await ftp.settle((left, Failed(left.failure)))
+    else:
+        await ftp.settle((left, LeftOver(left.failure)), worker="w-2")
+        await ftp.platform.run("UPDATE ftptransfer.queue SET due = due - interval '1 minute'")
+        await ftp.sweep()
+    found = await only(ftp, one)
+    assert (found.state, found.attempt_count) == (TransferState.FAILED, 1)
+    assert found.failure is not None
+    assert found.failure.message == LOST.message
+    assert await ftp.take() == []
+    assert await totals(ftp) == {"succeeded": 0, "cancelled": 0, "failed": 1, "bytes": 5, "active": 0}
+
+
+@pytest.mark.parametrize("running", [True, False])
+async def test_a_cancelled_task_that_left_something_is_cancelled_when_it_is_cleaned_up_after(
+    ftp: FtpTransfer, running: bool
+) -> None:
+    [one] = await submit(ftp, transfer())
+    [task] = await ftp.take()
+    if running:
+        await ftp.transfers.cancel(one)
+    await ftp.settle((task, LeftOver(LOST if running else None)))
+    [left] = await ftp.take()
+    assert (left.cancelled, left.failure) == (True, None)
+    await ftp.settle((left, LeftOver()))
+    await ftp.platform.run("UPDATE ftptransfer.queue SET due = due - interval '1 minute'")
+    await ftp.sweep()
+    assert await states(ftp, [one]) == [TransferState.CANCELLED]
 
 
 async def test_what_needs_no_session_is_cleaned_up_whatever_connections_are_not_wanted(ftp: FtpTransfer) -> None:

@@ -109,6 +109,27 @@ async def test_an_upload_that_stands_still_fails(ftp_server: FtpProcess, tmp_pat
         assert not session.usable
 
 
+@pytest.mark.parametrize("size", [100_000, 30_000_000])
+async def test_a_file_that_a_stalled_upload_still_holds_can_be_deleted_and_stored_again(
+    ftp_server: FtpProcess, tmp_path: Path, size: int
+) -> None:
+    """Some servers keep it locked for minutes."""
+    async with through(ftp_server, data=Fault(stall_after=60_000), wait=0.5) as session:
+        failure = await refused(lambda: upload(session, bytes(size), "/data/a", tmp_path))
+        assert failure.unanswered
+        async with opened(settings_of(ftp_server)) as another:
+            await another.delete("/data/a")
+            await upload(another, SMALL, "/data/a", tmp_path)
+            assert (ftp_server.files / "a").read_bytes() == SMALL
+
+
+async def test_an_upload_that_is_cut_is_over_for_the_server_too(ftp_server: FtpProcess, tmp_path: Path) -> None:
+    async with through(ftp_server, data=Fault(cut_after=60_000), wait=5.0) as session:
+        failure = await refused(lambda: upload(session, bytes(30_000_000), "/data/a", tmp_path))
+        assert failure.code is ErrorCode.CONNECTION_ERROR
+        assert not failure.unanswered
+
+
 async def test_slow_data_is_not_standing_still(ftp_server: FtpProcess, tmp_path: Path) -> None:
     content = SMALL * 5
     async with through(ftp_server, data=Fault(rate=400_000), wait=0.6, stall=5.0) as session:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opsplane_server.ftptransfer.failures import ErrorReason, TransferFailure
+from opsplane_server.ftptransfer.failures import ErrorReason, HeldBack, TransferFailure
 from opsplane_server.ftptransfer.figures import TransferFigures
 from opsplane_server.ftptransfer.model import Connection, FtpServer, PoolFigures, TlsMode, TlsSettings
 from opsplane_server.ftptransfer.sessions import circuit, connection_pool, limits
@@ -295,7 +295,7 @@ async def test_a_server_that_fails_is_left_alone_and_tried_again(
         assert now.last_failure is not None
         assert now.last_failure.reason is ErrorReason.UNREACHABLE
         for it in (one, other):
-            with pytest.raises(circuit.HeldBack) as held:
+            with pytest.raises(HeldBack) as held:
                 async with it.session(where):
                     pass
             assert held.value.retryable
@@ -318,7 +318,7 @@ async def test_pauses_grow_and_new_settings_end_them(tmp_path: Path, monkeypatch
             try:
                 async with it.session(where):
                     pass
-            except circuit.HeldBack:
+            except HeldBack:
                 await until(lambda: not it.held_back())
             except TransferFailure:
                 time = figures(it).retry_time
@@ -329,7 +329,7 @@ async def test_pauses_grow_and_new_settings_end_them(tmp_path: Path, monkeypatch
         with pytest.raises(TransferFailure) as caught:
             async with it.session(changed):
                 pass
-        assert not isinstance(caught.value, circuit.HeldBack)
+        assert not isinstance(caught.value, HeldBack)
 
 
 async def test_wrong_passwords_stop_sooner(server: FtpProcess, tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from opsplane_server.ftptransfer import engine as engine_module
 from opsplane_server.ftptransfer.engine import TransferEngine
-from opsplane_server.ftptransfer.failures import ErrorCode, ErrorReason, Failure, TransferFailure
+from opsplane_server.ftptransfer.failures import ErrorCode, ErrorReason, Failure, HeldBack, TransferFailure
 from opsplane_server.ftptransfer.figures import TransferFigures
 from opsplane_server.ftptransfer.model import (
     Cancelled,
@@ -18,6 +19,7 @@ from opsplane_server.ftptransfer.model import (
     ExistingFile,
     Expanded,
     Failed,
+    LeftOver,
     Outcome,
     Released,
     Retry,
@@ -258,6 +260,30 @@ async def test_to_clean_up_is_tried_again_where_that_may_help(
     assert isinstance(outcome, Cancelled)
     assert len(bench.queue.history) == (1 if hopeless else 4)
     assert len(bench.temporaries()) == (1 if hopeless else 0)
+
+
+async def test_what_failed_for_good_fails_when_nothing_is_left_of_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "_BUSY_SECONDS", 0.05)
+    bench.server.hook = break_first(3, "store half", "delete")
+    task = bench.up("a", max_attempts=1)
+    bench.put(task)
+    async with bench.engine():
+        [outcome] = (await bench.ended(1)).values()
+    assert isinstance(outcome, Failed)
+    assert outcome.failure.message == "cut"
+    assert [type(outcome) for _, outcome in bench.queue.history] == [LeftOver, LeftOver, Failed]
+    assert bench.temporaries() == []
+
+
+async def test_a_server_that_is_left_alone_costs_no_attempt(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_BUSY_SECONDS", 0.05)
+    bench.server.hook = break_first(3, "login", failure=HeldBack(None, datetime.now(UTC)))
+    bench.put(bench.up("a", max_attempts=1))
+    async with bench.engine():
+        await bench.ended(1)
+    assert [type(outcome) for _, outcome in bench.queue.history] == [Released] * 3 + [Succeeded]
 
 
 async def test_cancelled_while_it_waits_for_a_session(bench: Bench) -> None:

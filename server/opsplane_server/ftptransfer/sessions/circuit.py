@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
-from opsplane_server.ftptransfer.failures import ErrorReason, Failure, TransferFailure
+from opsplane_server.ftptransfer.failures import ErrorReason, Failure
 from opsplane_server.ftptransfer.sessions.condition import Condition
 
 FAILURES: Final = 5
@@ -16,18 +16,6 @@ REFUSED_LOGINS: Final = 3
 """The same for a wrong password: servers lock accounts."""
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 60.0
-
-
-class HeldBack(TransferFailure):
-    """No session was tried to be opened, because the server failed again and again. It may be tried at `retry_time`."""
-
-    def __init__(self, failure: Failure | None, retry_time: datetime) -> None:
-        reason = failure.reason if failure else ErrorReason.UNREACHABLE
-        message = f"held back until {retry_time:%H:%M:%S} UTC"
-        if failure:
-            message = f"{message}: {failure.message}"
-        super().__init__(reason, message, ftp_code=failure.ftp_code if failure else 0, retryable=True)
-        self.retry_time = retry_time
 
 
 def failed(condition: Condition, failure: Failure, now: float) -> Condition:

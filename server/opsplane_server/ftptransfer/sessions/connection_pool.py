@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 
-from opsplane_server.ftptransfer.failures import ErrorCode, ErrorReason, TransferFailure
+from opsplane_server.ftptransfer.failures import ErrorCode, ErrorReason, HeldBack, TransferFailure
 from opsplane_server.ftptransfer.figures import TransferFigures
 from opsplane_server.ftptransfer.model import FtpServer, PoolFigures
 from opsplane_server.ftptransfer.sessions import circuit, limits
@@ -201,10 +201,10 @@ class ConnectionPool:
             if circuit.is_half_open(self._condition.read(), time.time()):
                 probe = self._probes.take(1)
                 if probe is None:
-                    raise circuit.HeldBack(self._condition.read().failure, datetime.now(UTC))
+                    raise HeldBack(self._condition.read().failure, datetime.now(UTC))
             login = Login(self._server, self._knowledge, self._plane, await self._tls_client())
             session = await login.open()
-        except circuit.HeldBack:
+        except HeldBack:
             self._release_place(place)
             raise
         except TransferFailure as failure:
@@ -262,7 +262,7 @@ class ConnectionPool:
     def _check_circuit(self) -> None:
         condition = self._condition.read()
         if circuit.is_open(condition, time.time()):
-            raise circuit.HeldBack(condition.failure, circuit.retry_time(condition))
+            raise HeldBack(condition.failure, circuit.retry_time(condition))
 
     def _release_place(self, place: Place) -> None:
         self._open -= 1

@@ -208,7 +208,9 @@ class ControlChannel(asyncio.Protocol):
             self._watchdog.start(self._allowed, self._late)
             return
         message = f"the server did not reply within {self._allowed:g} s"
-        self._fail(TransferFailure(ErrorReason.CONNECTION_LOST, message))
+        failure = TransferFailure(ErrorReason.CONNECTION_LOST, message)
+        failure.unanswered = True
+        self._fail(failure)
 
     def _address(self, which: str) -> tuple[str, int]:
         assert self._transport is not None

@@ -167,7 +167,10 @@ class Exchange:
             try:
                 reply = await control.reply()
             except TransferFailure as failure:
-                raise flow.failure or failure from failure
+                if flow.failure is None:
+                    raise
+                flow.failure.unanswered = failure.unanswered
+                raise flow.failure from failure
             flow.on_failure = None
             if not reply.preliminary and not reply.positive:
                 raise refusal(command, reply, purpose)
@@ -201,12 +204,15 @@ class Exchange:
         self, command: str, failure: TransferFailure, purpose: Purpose, reply: Reply
     ) -> TransferFailure:
         """What the server says of a data connection that broke, or else the failure as it was seen here."""
-        if failure.code is not ErrorCode.CONNECTION_ERROR or failure.reason is ErrorReason.STALLED:
+        if failure.reason is ErrorReason.STALLED:
+            failure.unanswered = True
+        if failure.code is not ErrorCode.CONNECTION_ERROR or failure.unanswered:
             return failure
         try:
             while reply.preliminary:
                 reply = await self.control.reply(timeout=min(_EXPLAIN, self._server.reply_timeout))
-        except TransferFailure:
+        except TransferFailure as silence:
+            failure.unanswered = silence.unanswered
             return failure
         return failure if reply.positive else refusal(command, reply, purpose)
 

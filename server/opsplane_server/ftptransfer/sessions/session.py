@@ -278,7 +278,7 @@ class FtpSession:
             size = await self.size(path)
             await self.set_modify_time(path, time)
             return size
-        size_reply, reply = await self._exchange.pipeline([f"SIZE {path}", line])
+        size_reply, reply = await self._exchange.commands(f"SIZE {path}", line)
         await self._time_was_set(reply, path, time)
         return self._size(size_reply)
 

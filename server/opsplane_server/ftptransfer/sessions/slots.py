@@ -46,11 +46,20 @@ class SlotFolder:
     def taken(self, limit: int) -> int:
         """How many of the first `limit` places are taken."""
         count = 0
-        for number in range(limit):
+        # Most were never taken, and have no file.
+        for number in self._numbers():
+            if number >= limit:
+                continue
             descriptor = self._open(number)
             count += not _lock(descriptor, fcntl.LOCK_SH)
             os.close(descriptor)
         return count
+
+    def _numbers(self) -> list[int]:
+        try:
+            return [int(name) for name in os.listdir(self._folder)]
+        except FileNotFoundError:
+            return []
 
     def _open(self, number: int) -> int:
         return _open(self._folder / str(number))

@@ -3,7 +3,7 @@
 `END` follows a common table expression `ended` which has deleted the rows of the queue, with the columns key,
 parent_key, to_tell, attempt_count, start_time, expected (the size that its tree has counted), state, failure, size,
 transferred, resumed, skipped, modify_time and duration. `$1` is the worker whose totals count them. `LOGGED` tells
-followers and returns how many there were, `UNDONE` are the columns of those that are not at work. Before it stands also
+followers, `UNDONE` are the columns of those that are not at work. Before it stands also
 `sent`, with the bytes to count.
 """
 
@@ -12,7 +12,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Final
 
+import structlog
+
 from opsplane_server.storage.database import Connection
+
+log = structlog.get_logger(__name__)
 
 END: Final = """
 done AS (
@@ -60,7 +64,7 @@ done AS (
 
 LOGGED: Final = """, logged AS (
     INSERT INTO ftptransfer.changes (keys) SELECT array_agg(key) FROM ended HAVING count(*) > 0
-) SELECT count(*) FROM ended"""
+)"""
 
 UNDONE: Final = """q.size_bytes AS size, 0::bigint AS transferred, 0::bigint AS resumed, false AS skipped,
     NULL::timestamptz AS modify_time, NULL::interval AS duration"""
@@ -75,9 +79,12 @@ WITH ended AS (
                       AND (generation = 0 OR due < now() - $4::interval)
                     ORDER BY key LIMIT $3 FOR UPDATE SKIP LOCKED)
     RETURNING q.key, q.parent_key, q.to_tell, q.attempt_count, q.start_time, q.size_bytes AS expected,
-              'CANCELLED' AS state,
-              q.failure, {UNDONE}
-), {NOTHING_SENT}, {END} {LOGGED}"""
+              CASE WHEN q.failed THEN 'FAILED' ELSE 'CANCELLED' END AS state, q.failure, q.generation, {UNDONE}
+), {NOTHING_SENT}, {END} {LOGGED}
+SELECT (SELECT count(*) FROM ended) AS count,
+       (SELECT array_agg(t.id) FROM ended e JOIN ftptransfer.transfers t ON t.key = e.key WHERE e.generation > 0)
+           AS left_by
+"""
 
 _END_FAMILIES: Final = f"""
 WITH complete AS (
@@ -97,23 +104,27 @@ WITH complete AS (
                        'time', now()) END AS failure,
               f.size_bytes AS size, f.bytes_transferred AS transferred, 0::bigint AS resumed, false AS skipped,
               NULL::timestamptz AS modify_time, now() - q.start_time AS duration
-), {NOTHING_SENT}, {END} {LOGGED}"""
+), {NOTHING_SENT}, {END} {LOGGED} SELECT count(*) FROM ended"""
 
 CHUNK: Final = 2000
 
 MOST_CRASHES: Final = 20
 """A transfer is given up when so many workers have died that had it. One more may try to remove what they left."""
 
-_CLEAN_UP: Final = timedelta(seconds=30)
-"""A transfer that was cancelled when it had been begun waits so long for a worker that removes what is left of it."""
+_CLEAN_UP: Final = timedelta(seconds=60)
+"""A transfer that is over, but had been begun, waits so long for a worker that can remove what is left of it."""
 
 
 async def end_cancelled(connection: Connection, key: int | None = None) -> int:
     """Ends transfers that are cancelled and that no worker has, all or one; returns how many, at most a chunk.
 
-    Those of which something may be left only when no worker could remove it.
+    Those of which something may be left, failed ones too, only when no worker could remove it.
     """
-    count: int = await connection.fetchval(_END_CANCELLED, "", key, CHUNK, _CLEAN_UP)
+    row = await connection.fetchrow(_END_CANCELLED, "", key, CHUNK, _CLEAN_UP)
+    assert row is not None
+    if row["left_by"]:
+        log.warning("temporary files may be left", transfers=row["left_by"])
+    count: int = row["count"]
     return count
 
 

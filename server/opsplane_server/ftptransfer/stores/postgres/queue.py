@@ -62,12 +62,12 @@ WITH RECURSIVE remotes AS (
         attempt_count = q.attempt_count + (NOT q.cancelled)::integer,
         start_time = COALESCE(q.start_time, now()), update_time = now()
     FROM locked l WHERE q.key = l.key
-    RETURNING q.key, q.generation, q.attempt_count, q.crashes, q.cancelled, q.size_bytes, q.source_modify_time, l.rank,
-              l.due
+    RETURNING q.key, q.generation, q.attempt_count, q.crashes, q.cancelled, q.failed, q.failure, q.size_bytes,
+              q.source_modify_time, l.rank, l.due
 )
-SELECT n.key, n.generation, n.attempt_count, n.crashes, n.cancelled, n.size_bytes, n.source_modify_time, t.id,
-       t.source_connection, t.source_path, t.destination_connection, t.destination_path, t.selection, t.existing_file,
-       t.sha256, t.retry_count, t.max_attempts
+SELECT n.key, n.generation, n.attempt_count, n.crashes, n.cancelled, n.failed, n.failure, n.size_bytes,
+       n.source_modify_time, t.id, t.source_connection, t.source_path, t.destination_connection, t.destination_path,
+       t.selection, t.existing_file, t.sha256, t.retry_count, t.max_attempts
 FROM taken n JOIN ftptransfer.transfers t ON t.key = n.key ORDER BY n.rank, n.due, n.key
 """
 
@@ -83,20 +83,22 @@ WITH given AS MATERIALIZED (
     WHERE q.key = g.key AND q.worker = $1 AND q.generation = g.generation
       AND g.kind IN ('SUCCEEDED', 'FAILED', 'CANCELLED')
     RETURNING q.key, q.parent_key, q.to_tell, q.attempt_count, q.start_time, q.size_bytes AS expected,
-              CASE WHEN q.cancelled AND g.kind = 'FAILED' THEN 'CANCELLED' ELSE g.kind END AS state,
+              CASE WHEN q.cancelled AND NOT q.failed AND g.kind = 'FAILED' THEN 'CANCELLED' ELSE g.kind END AS state,
               CASE g.kind WHEN 'CANCELLED' THEN q.failure ELSE g.failure END AS failure,
               COALESCE(g.size, q.size_bytes) AS size, CASE WHEN g.kind = 'SUCCEEDED' THEN g.size ELSE 0 END
                   AS transferred, g.resumed, g.skipped, g.modify_time, g.duration, g.sent
 ), back AS (
     UPDATE ftptransfer.queue q
-    SET state = CASE WHEN g.kind = 'RETRY' THEN 'WAITING' WHEN g.kind IN ('RELEASED', 'RETURNED') THEN 'PENDING'
+    SET state = CASE WHEN g.kind = 'RETRY' THEN 'WAITING' WHEN g.kind IN ('RELEASED', 'RETURNED', 'LEFT') THEN 'PENDING'
                      ELSE 'RUNNING' END,
-        worker = NULL, due = CASE WHEN q.cancelled AND g.kind <> 'RETURNED' THEN now()
+        worker = NULL, due = CASE WHEN g.kind = 'LEFT' OR q.cancelled AND g.kind <> 'RETURNED' THEN now()
                                   WHEN g.kind = 'RETRY' THEN now() + g.delay ELSE q.due END,
         attempt_count = q.attempt_count - (g.kind = 'RELEASED')::integer,
-        failure = CASE WHEN g.kind IN ('RELEASED', 'RETURNED') THEN q.failure ELSE g.failure END,
+        failure = CASE WHEN g.kind IN ('RELEASED', 'RETURNED') THEN q.failure
+                       WHEN g.kind = 'LEFT' THEN COALESCE(g.failure, q.failure) ELSE g.failure END,
+        failed = q.failed OR (g.kind = 'LEFT' AND g.failure IS NOT NULL AND NOT q.cancelled),
         size_bytes = COALESCE(g.size, q.size_bytes), source_modify_time = g.modify_time,
-        cancelled = q.cancelled OR g.kind = 'ABANDONED', bytes_per_second = 0, update_time = now()
+        cancelled = q.cancelled OR g.kind IN ('ABANDONED', 'LEFT'), bytes_per_second = 0, update_time = now()
     FROM given g
     WHERE q.key = g.key AND q.worker = $1 AND q.generation = g.generation
       AND g.kind NOT IN ('SUCCEEDED', 'FAILED', 'CANCELLED')
@@ -257,7 +259,7 @@ class PostgresTransferQueue:
                 await end_cancelled(connection)
                 await end_families(connection)
         self._changes.notify()
-        if any(isinstance(outcome, model.Released | model.Retry) for _, outcome in outcomes):
+        if any(isinstance(outcome, model.Released | model.Retry | model.LeftOver) for _, outcome in outcomes):
             self._work.notify()
 
     async def renew(self, worker: str, progress: Sequence[Progress]) -> Collection[str]:

@@ -23,11 +23,12 @@ WITH ended AS (
     WHERE q.key IN (SELECT key FROM ftptransfer.queue WHERE crashes > $2 AND state = 'PENDING' AND key = ANY($3)
                     ORDER BY key FOR UPDATE SKIP LOCKED)
     RETURNING q.key, q.parent_key, q.to_tell, q.attempt_count, q.start_time, q.size_bytes AS expected,
-              CASE WHEN q.cancelled THEN 'CANCELLED' ELSE 'FAILED' END AS state,
-              jsonb_build_object('code', 'UNKNOWN_ERROR', 'reason', 'UNSPECIFIED', 'message',
+              CASE WHEN q.cancelled AND NOT q.failed THEN 'CANCELLED' ELSE 'FAILED' END AS state,
+              CASE WHEN q.failed THEN q.failure ELSE jsonb_build_object(
+                  'code', 'UNKNOWN_ERROR', 'reason', 'UNSPECIFIED', 'message',
                   'the process that did it died ' || q.crashes || ' times', 'ftp_code', 0, 'retryable', true,
-                  'time', now()) AS failure, {UNDONE}
-), {NOTHING_SENT}, {END} {LOGGED}"""
+                  'time', now()) END AS failure, {UNDONE}
+), {NOTHING_SENT}, {END} {LOGGED} SELECT count(*) FROM ended"""
 
 _SPREAD: Final = """
 WITH theirs AS (

@@ -11,7 +11,7 @@ from typing import Any, Final
 import asyncpg
 
 from opsplane_server.ftptransfer import model
-from opsplane_server.ftptransfer.failures import ErrorReason, TransferFailure
+from opsplane_server.ftptransfer.failures import ErrorReason, Failure, TransferFailure
 from opsplane_server.ftptransfer.model import (
     Child,
     Connection,
@@ -24,7 +24,7 @@ from opsplane_server.ftptransfer.model import (
     Task,
 )
 from opsplane_server.ftptransfer.stores.postgres.endings import MOST_CRASHES
-from opsplane_server.ftptransfer.stores.postgres.rows import failure_to_json
+from opsplane_server.ftptransfer.stores.postgres.rows import failure_from_json, failure_to_json
 
 # Much cheaper than calling the enumerations, and there are thousands of tasks a second.
 _SELECTIONS: Final = {selection.value: selection for selection in Selection}
@@ -57,13 +57,19 @@ def to_task(row: asyncpg.Record, connections: Mapping[str, Connection]) -> Task:
         size=row["size_bytes"],
         modify_time=row["source_modify_time"],
         cancelled=row["cancelled"],
-        failure=failure.failure if failure is not None and not row["cancelled"] else None,
+        failure=_final_failure(row, failure),
     )
 
 
 def may_have_left(task: Task, connections: Mapping[str, Connection]) -> bool:
     """Whether earlier attempts may have left something, in a place that is known."""
     return task.generation > 1 and task.destination.connection.id in connections
+
+
+def _final_failure(row: asyncpg.Record, failure: TransferFailure | None) -> Failure | None:
+    if row["cancelled"]:
+        return failure_from_json(row["failure"]) if row["failed"] else None
+    return failure.failure if failure is not None else None
 
 
 def _failure(row: asyncpg.Record, source: Connection | None, destination: Connection | None) -> TransferFailure | None:
@@ -88,8 +94,8 @@ def settlement(outcomes: Sequence[tuple[Task, Outcome]]) -> list[list[Any]]:
     """The outcomes as arrays.
 
     They are key, generation, kind, failure, delay, size, resumed, skipped, modify_time, duration, sent. The kinds of a
-    glob or tree that ends here are HALTED, ABANDONED and EXPANDED: it waits for its files. RETURNED is a task that was
-    to be cleaned up after, and was not.
+    glob or tree that ends here are HALTED, ABANDONED and EXPANDED: it waits for its files. LEFT is a task that is to be
+    cleaned up after, RETURNED one that was to be before, and was not.
     """
     rows = [_row(task, outcome) for task, outcome in outcomes]
     return [list(column) for column in zip(*rows, strict=True)]
@@ -113,6 +119,9 @@ def _row(task: Task, outcome: Outcome) -> tuple[object, ...]:
         case model.Released(sent, size, modify_time):
             kind = "RETURNED" if task.cancelled else "RELEASED"
             details = (kind, None, None, size, 0, False, modify_time, None, sent)
+        case model.LeftOver(failure, sent, duration):
+            kind = "RETURNED" if task.cancelled else "LEFT"
+            details = (kind, failure_to_json(failure), None, None, 0, False, None, _span(duration), sent)
         case model.Expanded():
             details = ("EXPANDED", None, None, None, 0, False, None, None, 0)
     return (task.key, task.generation, *details)

@@ -52,7 +52,7 @@ def left_of(server: ServerProcess) -> list[list[str]]:
 
 async def test_serves_and_says_where() -> None:
     with running_server("--workers", "2") as server:
-        assert "is serving loadtesting on " + server.address in server.output()
+        assert "is serving loadtesting, logingest, ftptransfer on " + server.address in server.output()
         assert await health(server.address) == SERVING
         assert await answers(server.address)
         assert len(server.workers()) == 2

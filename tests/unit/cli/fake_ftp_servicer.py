@@ -70,8 +70,8 @@ class FakeFtp(_Unimplemented):  # type: ignore[misc]
     files: dict[str, bytes] = field(default_factory=dict)
     broken: bool = False
     waits_for_files: bool = False
-    """Whether a tree ends only when somebody follows its files."""
-    told: asyncio.Event = field(default_factory=asyncio.Event)
+    """Whether a tree ends only when the test says so."""
+    may_end: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def SubmitTransfers(
         self, requests: AsyncIterator[ftptransfer_pb2.SubmitTransfersRequest], context: Context
@@ -101,7 +101,6 @@ class FakeFtp(_Unimplemented):  # type: ignore[misc]
         if request.filter.startswith("parent"):
             file = pb.Transfer(name="transfers/file", parent="transfers/t0", state=pb.TRANSFER_STATE_RUNNING)
             yield ftptransfer_pb2.WatchTransfersResponse(transfers=[file])
-            self.told.set()
             await asyncio.Event().wait()
         found = [one for one in self.submitted if one.name in request.names or not request.names]
         counts = pb.TransferCounts(running=len(found))
@@ -110,7 +109,7 @@ class FakeFtp(_Unimplemented):  # type: ignore[misc]
             self.losses -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the server goes away")
         if self.waits_for_files:
-            await self.told.wait()
+            await self.may_end.wait()
         if self.endless:
             await asyncio.Event().wait()
         last = [ended(one) for one in found]

@@ -132,10 +132,11 @@ async def test_the_files_of_a_tree_are_followed_for_the_picture_as_long_as_the_t
         outcome = await opsplane_command("ftp", "sync", "nas:/out", "here:/in", "--no-wait", address=address)
         assert outcome.status == 0, outcome.err
         view = Picture(Progress(["transfers/t0"]))
-        async with connect(address) as client:
-            await follow(client, ["transfers/t0"], view)
+        async with connect(address) as client, asyncio.TaskGroup() as group:
+            group.create_task(follow(client, ["transfers/t0"], view))
+            await until(lambda: view.seen == {"transfers/file"})
+            servicer.may_end.set()
     assert servicer.watches[1].filter == 'parent = "transfers/t0"'
-    assert view.seen == {"transfers/file"}
     assert view.progress.under_way == {}
     assert view.progress.counts.succeeded == 2
 

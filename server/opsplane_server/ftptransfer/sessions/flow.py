@@ -11,6 +11,7 @@ import socket
 import ssl
 import struct
 import termios
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -113,6 +114,7 @@ class Flow(ABC):
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False
         self._stopping = False
+        self._wrapping = threading.Lock()
         self._failure: TransferFailure | None = None
         self.meter = Meter()
         self.on_failure: Callable[[], None] | None = None
@@ -160,7 +162,8 @@ class Flow(ABC):
         cancelled = False
         if self._thread is not None and not self._thread.done():
             while not self._thread.done():
-                with contextlib.suppress(OSError):
+                # Broken off while it is being wrapped, the TLS socket would be left open.
+                with self._wrapping, contextlib.suppress(OSError):
                     # Not the method of a TLS socket, which would take its TLS away from under the thread.
                     socket.socket.shutdown(self._data, socket.SHUT_RDWR)
                 try:
@@ -212,10 +215,11 @@ class Flow(ABC):
             self._move(self._data)
             return
         client, session = self._tls
-        secured = blocking.secure(self._data, client, session)
-        self._data = secured
-        if self._stopping:
-            raise ConnectionAbortedError("broken off")
+        with self._wrapping:
+            if self._stopping:
+                raise ConnectionAbortedError("broken off")
+            secured = blocking.secure(self._data, client, session)
+            self._data = secured
         blocking.shake_hands(secured, client, self._timeout)
         self._move_tls(secured)
 

@@ -50,7 +50,8 @@ class RecordQueue:
         """Adds a record; False if there is no room, nor becomes any in `wait` seconds. It is counted then."""
         if wait > 0 and not self._has_room(record):
             self._await_room(record, wait)
-        if not self._lock.acquire(blocking=False):
+        # Who waits for room also waits for the lock: put aside, the record could still be dropped after this said True.
+        if not self._lock.acquire(blocking=wait > 0):
             # Threads that wait here would hand the lock around with a switch of threads for each record. Whoever has it
             # next adds this one; the sender, if nobody else.
             self._aside.append(record)

@@ -115,3 +115,17 @@ def test_threads_do_not_wait_for_each_other() -> None:
         assert mine == [b"%d %d" % (number, n) for n in range(2000)], "in the order of each thread"
     assert made.accepted == 16_001
     assert made.used == OVERHEAD_BYTES + len(b"while it is locked")
+
+
+def test_who_waits_for_room_learns_of_a_drop_even_when_the_queue_is_busy() -> None:
+    made, _ = queue(limit=OVERHEAD_BYTES + 10)
+    made.put(b"x" * 10)
+    answers: list[bool] = []
+    waiting = threading.Thread(target=lambda: answers.append(made.put(b"y", wait=0.01)))
+    with made._lock:  # as another thread would hold it
+        waiting.start()
+        waiting.join(0.1)
+        assert answers == []
+    waiting.join(10)
+    assert answers == [False]
+    assert made.dropped == 1

@@ -18,7 +18,9 @@ from tests.waiting import until
 
 __all__ = ["start_ftp"]
 
-pytestmark = pytest.mark.slow
+# A transfer that meets several faults waits up to four minutes for its fourth attempt. Mostly none does.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+ENDED_SECONDS = 480
 
 LARGEST = 400_000
 
@@ -43,10 +45,10 @@ async def test_each_file_is_whole_or_failed_though_connections_break_and_process
 ) -> None:
     victims = ("worker", "ftp", "server", "worker", "ftp")
     async with faulty_site(start_ftp("vsftpd"), seed=11, largest=LARGEST) as site:
-        site.make(300, LARGEST)
-        await break_all(site, victims, chance=random.Random(12), timeout=150)  # noqa: S311
+        site.make(200, LARGEST)
+        await break_all(site, victims, chance=random.Random(12), timeout=ENDED_SECONDS)  # noqa: S311
         outcomes = await site.check()
-    assert outcomes["SUCCEEDED"] > 200
+    assert outcomes["SUCCEEDED"] > 130
     assert outcomes["FILE_NOT_FOUND"] > 0
 
 
@@ -55,6 +57,6 @@ async def test_each_message_has_one_result_though_the_broker_dies_as_well(start_
     with running_broker() as broker:
         async with faulty_site(start_ftp("vsftpd"), seed=21, largest=LARGEST, broker=broker) as site:
             site.make(150, LARGEST)
-            await break_all(site, victims, chance=random.Random(22), timeout=150)  # noqa: S311
+            await break_all(site, victims, chance=random.Random(22), timeout=ENDED_SECONDS)  # noqa: S311
             outcomes = await site.check()
     assert outcomes["SUCCEEDED"] > 100

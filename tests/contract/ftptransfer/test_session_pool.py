@@ -251,7 +251,7 @@ async def test_421_lowers_the_limit_and_nobody_fails(ftp_kind: str, start_ftp: S
                     assert await session.check()
                     done += 1
 
-        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(180), asyncio.TaskGroup() as group:
             for number in range(16):
                 group.create_task(work(one if number % 2 else other))
         assert done == 48

@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 
 from tests.contract.rpc.echo import SERVICE, EchoServicer, EchoStub, Request
 from tests.rpc_harness import require_status
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -150,9 +151,9 @@ async def test_metrics_count_calls_by_service_method_and_code(echo: EchoServicer
     echo.error = errors.NotFound("gone")
     with require_status(StatusCode.NOT_FOUND):
         await grpc_stub.Say(Request())
-    assert {code: counted(code) for code in before} == {
-        code: (requests + 1, durations + 1) for code, (requests, durations) in before.items()
-    }
+    expected = {code: (requests + 1, durations + 1) for code, (requests, durations) in before.items()}
+    # A call is counted when it has ended, which its caller may see first.
+    await until(lambda: {code: counted(code) for code in before} == expected)
 
 
 def counted(code: str) -> tuple[float, float]:
@@ -174,6 +175,7 @@ async def test_one_log_line_a_call(echo: EchoServicer, grpc_stub: EchoStub) -> N
         echo.error = errors.Unavailable("no")
         with require_status(StatusCode.UNAVAILABLE):
             await grpc_stub.Say(Request())
+        await until(lambda: len(logs) >= 3)
     assert [(line["log_level"], line["code"], line["reason"]) for line in logs] == [
         ("debug", "OK", ""),
         ("info", "FAILED_PRECONDITION", "RUN_ENDED"),
@@ -194,5 +196,6 @@ async def test_health_checks_are_left_out(
     with capture_logs() as logs:
         await stub.Check(health_pb2.HealthCheckRequest())
         await grpc_stub.Say(Request())
+        await until(lambda: bool(logs))
     assert [line["method"] for line in logs] == [f"/{SERVICE}/Say"]
     assert [span.name for span in await spans.take(1)] == [f"{SERVICE}/Say"]

@@ -29,6 +29,7 @@ from opsplane_server.ftptransfer.sessions.tls import TlsClient
 from tests.ftp_servers.base import FtpProcess
 from tests.ftp_servers.certificates import make_certificate
 from tests.ftp_servers.fixtures import KINDS, StartServer, ftp_kind, ftp_server, settings_of, start_ftp  # noqa: F401
+from tests.waiting import until
 
 SMALL = random.Random(1).randbytes(100_000)
 BIG = random.Random(2).randbytes(3_000_000)  # more than the event loop moves itself
@@ -535,8 +536,12 @@ async def test_a_cancelled_transfer_leaves_nothing_open(
                 await asyncio.wait([task])
             assert task.cancelled() or not task.exception()
             assert not session.usable or not task.cancelled()
-    gc.collect()
-    assert sockets() == open_before
+
+    def closed() -> bool:
+        gc.collect()
+        return sockets() == open_before
+
+    await until(closed, timeout=20)
 
 
 async def test_a_cancelled_upload_is_not_complete(ftp_server: FtpProcess, tmp_path: Path) -> None:

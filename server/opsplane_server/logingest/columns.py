@@ -105,13 +105,12 @@ class Group:
     """Messages of streams, decoded together.
 
     batch_ids: of each message. starts: index of each message's first record, and at the end the number of records.
-    with_settings: whether a message carries settings. with_batch: whether it has a batch at all.
+    with_settings: whether a message carries settings.
     """
 
     batch_ids: Sequence[bytes]
     starts: npt.NDArray[np.int32]
     with_settings: Flags
-    with_batch: Flags
     records: Records
 
 
@@ -126,7 +125,6 @@ def decode(messages: Sequence[bytes]) -> Group:
         batch_ids=batch.field("batch_id").to_pylist(),
         starts=starts,
         with_settings=Texts.of(rows.column("settings")).lengths > 0,
-        with_batch=_valid(batch),
         records=_records(records.values),
     )
 

@@ -20,10 +20,9 @@ _FIXED32: Final = 5
 
 @dataclass(slots=True)
 class Parts:
-    """A message in parts: its settings, whether it has a batch, that batch's id and its records, undecoded."""
+    """A message in parts: its settings, its batch's id and the batch's records, undecoded."""
 
     settings: bytes = b""
-    has_batch: bool = False
     batch_id: bytes = b""
     records: list[bytes] = field(default_factory=list)
 
@@ -38,7 +37,6 @@ def split_message(message: bytes, *, most: int) -> Parts:
         if number == 1:
             parts.settings += value  # a field given twice is merged, which for a message is concatenation
         elif number == 2:
-            parts.has_batch = True
             for inner, content in fields(value):
                 if inner == 1:
                     parts.batch_id = content

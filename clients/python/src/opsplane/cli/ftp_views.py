@@ -9,9 +9,7 @@ from typing import Protocol, Self, TextIO
 
 import click
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -27,6 +25,7 @@ from opsplane.cli.ftp_figures import (
     way_text,
 )
 from opsplane.cli.output import clean, console, one_line, print_json_line
+from opsplane.cli.picture import LivePicture
 from opsplane.cli.session import Session
 from opsplane.ftptransfer.v1 import ftptransfer_pb2, transfers_pb2
 
@@ -67,34 +66,19 @@ def choose_view(session: Session, progress: Progress, *, stream: bool = False) -
     return LineView(progress, sys.stdout) if stream else CountsView(progress, sys.stdout)
 
 
-class LiveView:
+class LiveView(LivePicture):
     """A picture that is drawn over itself: a bar for all files, and one for each under way."""
 
     shows_files = True
 
     def __init__(self, progress: Progress, console: Console) -> None:
         self.progress = progress
-        self._note = ""
-        self._spinner = Spinner("dots", text=" waiting for the transfers")
-        self._live = Live(console=console, get_renderable=self.picture, refresh_per_second=8, transient=True)
-
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._live.stop()
+        super().__init__(console, " waiting for the transfers")
 
     def show(self, response: ftptransfer_pb2.WatchTransfersResponse) -> None:
         """See View."""
         self.progress.add(response)
         self._note = ""
-
-    def note(self, text: str) -> None:
-        """Stands below the picture until something new comes."""
-        self._note = text
 
     def picture(self) -> RenderableType:
         """What is seen now."""
@@ -102,9 +86,7 @@ class LiveView:
         parts: list[RenderableType] = [_total(counts) if total_count(counts) else self._spinner]
         if self.progress.under_way:
             parts.append(self._files())
-        if self._note:
-            parts.append(Text(clean(self._note), style="yellow"))
-        return Group(*parts)
+        return Group(*parts, *self._notes())
 
     def _files(self) -> Table:
         rows = Table.grid(padding=(0, 1))

@@ -7,15 +7,14 @@ from typing import Protocol, Self, TextIO
 
 import click
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 from opsplane.cli.durations import format_duration
 from opsplane.cli.figures import Progress, milliseconds, percent, rate, sparkline, state_name
 from opsplane.cli.output import clean, one_line, print_json_line, table
+from opsplane.cli.picture import LivePicture
 from opsplane.cli.results import heading
 from opsplane.loadtesting.v1 import metrics_pb2, runs_pb2
 
@@ -41,32 +40,17 @@ class View(Protocol):
         """Tells people something beside the run's own figures."""
 
 
-class LiveView:
+class LiveView(LivePicture):
     """A picture that is drawn over itself."""
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress()
-        self._note = ""
-        self._spinner = Spinner("dots")
-        self._live = Live(console=console, get_renderable=self.picture, refresh_per_second=8, transient=True)
-
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._live.stop()
+        super().__init__(console)
 
     def show(self, response: runs_pb2.WatchRunResponse) -> None:
         """See View."""
         self.progress.add(response)
         self._note = ""
-
-    def note(self, text: str) -> None:
-        """Stands below the picture until something new of the run comes."""
-        self._note = text
 
     def picture(self) -> RenderableType:
         """What is seen now."""
@@ -87,9 +71,7 @@ class LiveView:
                 bars = sparkline(list(values), width)
                 lines.append(Text.assemble((f"{name}  ", "bold"), (bars, style), f"  peak {unit(max(values))}"))
             lines += [Text(), _endpoints(progress)]
-        if self._note:
-            lines.append(Text(clean(self._note), style="yellow"))
-        return Group(*lines)
+        return Group(*lines, *self._notes())
 
 
 class LineView:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from tests.ftp_servers.base import ACCOUNT, PASSWORD, FtpProcess, ServerOptions, Unavailable, binary
 
@@ -31,6 +34,13 @@ class Vsftpd(FtpProcess):
             )
             variables["OPENSSL_CONF"] = str(path)
         return variables
+
+    def drop_workers(self) -> None:
+        """Ends those processes of its sessions that transfer files; the ones above them tell their clients."""
+        for process in self._children():
+            with suppress(psutil.NoSuchProcess):
+                if not process.children():
+                    process.kill()
 
     def command(self) -> Sequence[str | Path]:
         empty = self.folder / "empty"

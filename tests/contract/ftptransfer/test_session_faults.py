@@ -18,6 +18,7 @@ from tests.contract.ftptransfer.test_sessions import BIG, SMALL, download, opene
 from tests.ftp_proxy import Fault, FtpProxy
 from tests.ftp_servers.base import FtpProcess
 from tests.ftp_servers.fixtures import StartServer, ftp_kind, ftp_server, settings_of, start_ftp  # noqa: F401
+from tests.ftp_servers.vsftpd import Vsftpd
 
 
 @asynccontextmanager
@@ -128,6 +129,34 @@ async def test_an_upload_that_is_cut_is_over_for_the_server_too(ftp_server: FtpP
         failure = await refused(lambda: upload(session, bytes(30_000_000), "/data/a", tmp_path))
         assert failure.code is ErrorCode.CONNECTION_ERROR
         assert not failure.unanswered
+
+
+@pytest.mark.parametrize("command", ["stat", "retrieve"])
+async def test_a_session_of_vsftpd_that_says_500_and_dies_is_a_lost_connection(
+    start_ftp: StartServer, tmp_path: Path, command: str
+) -> None:
+    server = start_ftp("vsftpd", bytes_per_second=100_000)
+    assert isinstance(server, Vsftpd)
+    server.write("a", BIG)
+    async with opened(settings_of(server)) as session:
+        lost = asyncio.Event()
+        session.on_lost(lost.set)
+        begun = asyncio.Event()
+        if command == "retrieve":
+            with (tmp_path / "a").open("wb") as file:
+                reading = asyncio.create_task(
+                    session.retrieve("/data/a", file.fileno(), progress=lambda _: begun.set())
+                )
+                await begun.wait()
+                server.drop_workers()
+                failure = await refused(lambda: reading)
+        else:
+            server.drop_workers()
+            await lost.wait()
+            failure = await refused(lambda: session.stat("/data/a"))
+    assert (failure.code, failure.reason) == (ErrorCode.CONNECTION_ERROR, ErrorReason.CONNECTION_LOST)
+    assert "OOPS: child died" in failure.message
+    assert failure.retryable
 
 
 async def test_slow_data_is_not_standing_still(ftp_server: FtpProcess, tmp_path: Path) -> None:

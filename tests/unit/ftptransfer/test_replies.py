@@ -138,7 +138,7 @@ def test_quoted_paths() -> None:
         (530, "Login incorrect.", Purpose.LOGIN, ErrorReason.LOGIN, ErrorCode.CONNECTION_ERROR, False),
         (530, "Sorry, the maximum number of clients (3) for this user", Purpose.LOGIN, ErrorReason.TOO_MANY_SESSIONS, ErrorCode.CONNECTION_ERROR, True),
         (421, "Too many users", Purpose.LOGIN, ErrorReason.TOO_MANY_SESSIONS, ErrorCode.CONNECTION_ERROR, True),
-        (500, "OOPS: cannot change directory", Purpose.LOGIN, ErrorReason.UNREACHABLE, ErrorCode.CONNECTION_ERROR, True),
+        (500, "Internal error", Purpose.LOGIN, ErrorReason.UNREACHABLE, ErrorCode.CONNECTION_ERROR, True),
         (530, "TLS required", Purpose.LOGIN, ErrorReason.TLS, ErrorCode.CONNECTION_ERROR, False),
         (421, "Timeout", Purpose.READ, ErrorReason.CONNECTION_LOST, ErrorCode.CONNECTION_ERROR, True),
         (425, "Cannot open", Purpose.READ, ErrorReason.DATA_CONNECTION, ErrorCode.CONNECTION_ERROR, True),

@@ -167,14 +167,17 @@ class ControlChannel(asyncio.Protocol):
             return
         if not replies:
             return
-        self._replies.extend(replies)
         last = replies[-1]
-        if not self._expected or last.code == 421:
+        if last.is_death_notice:
+            # It answers no command, whichever is under way.
+            replies.pop()
+        self._replies.extend(replies)
+        if not self._expected or last.code == 421 or last.is_death_notice:
             # Nobody asked: the server says good-bye, or is out of step.
             message = f"the server ended the session: {last.code} {last.text[:200]}"
             self._fail(TransferFailure(ErrorReason.CONNECTION_LOST, message, ftp_code=last.code), keep=True)
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(replies[0])
+            self._waiter.set_result(self._replies[0])
 
     def eof_received(self) -> bool:
         """The server has nothing more to say."""

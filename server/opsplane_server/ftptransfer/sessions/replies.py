@@ -45,6 +45,11 @@ class Reply:
         """Whether the command was done (2xx)."""
         return 200 <= self.code < 300
 
+    @property
+    def is_death_notice(self) -> bool:
+        """Whether the server says that its session dies. vsftpd does so as 500, even in place of the reply to RETR."""
+        return self.code == 500 and self.lines[0].startswith("OOPS: ")
+
 
 class ReplyParser:
     """Makes replies of bytes as they come. After MalformedReply it must not be used again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -234,7 +235,15 @@ class _Run:
         self.group = transfers[0].group or (f"cli-{new_request_id()[:8]}" if len(transfers) > 1 else "")
         for transfer in transfers:
             transfer.group = self.group
-        self.answer = await submit(client, transfers)
+        submitting = asyncio.ensure_future(submit(client, transfers))
+        try:
+            self.answer = await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            # The server may have taken them already: who leaves now is told of it.
+            self.answer = await submitting
+            if self.answer.names:
+                click.echo(self.how_to_go_on, err=True)
+            raise
         for rejected in self.answer.rejected_transfers:
             source = place_text(transfers[rejected.index].source)
             click.echo(f"{source} was refused: {rejected.field}: {error_text(rejected.error)}", err=True)
@@ -248,6 +257,11 @@ class _Run:
         if len(self.answer.names) == 1:
             return f"opsplane ftp watch {short(self.answer.names[0])}"
         return f"opsplane ftp watch --group {self.group}"
+
+    @property
+    def how_to_go_on(self) -> str:
+        """What is said to those who leave."""
+        return f"\nthe transfers go on; `{self.how_to_watch}` shows them again"
 
     def tell(self) -> None:
         """Prints that they were submitted."""
@@ -266,11 +280,10 @@ class _Run:
         """Shows them until all have ended."""
         assert self.answer is not None
         self.progress = Progress(self.answer.names)
-        said = f"\nthe transfers go on; `{self.how_to_watch}` shows them again"
         began = time.monotonic()
         await unless_left(
             follow(client, self.answer.names, choose_view(self.session, self.progress)),
-            f"{said}; {also}" if also else said,
+            f"{self.how_to_go_on}; {also}" if also else self.how_to_go_on,
         )
         self.seconds = time.monotonic() - began
 

@@ -38,7 +38,14 @@ class Session:
 
         async def connected() -> T:
             async with connect(self.address, token=self.token, tls=self.tls, plaintext=self.plaintext) as client:
-                return await work(client)
+                try:
+                    return await work(client)
+                except grpc.aio.AioRpcError:
+                    # A call that Ctrl-C breaks off may end as one that the server has cancelled.
+                    task = asyncio.current_task()
+                    if task is not None and task.cancelling():
+                        raise asyncio.CancelledError from None
+                    raise
 
         try:
             return asyncio.run(connected())

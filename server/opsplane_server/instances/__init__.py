@@ -1,0 +1,1 @@
+"""Instances: database servers on demand, single or highly available."""

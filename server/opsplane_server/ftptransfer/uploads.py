@@ -6,6 +6,8 @@ its own, and removed when the new one has its name; it comes back when that fail
 
 from __future__ import annotations
 
+import contextlib
+
 from opsplane_server.ftptransfer.attempt import (
     Means,
     Steps,
@@ -44,6 +46,16 @@ class Upload:
     async def run(self) -> Succeeded:
         """See `attempt.Attempt.run`."""
         wanted = await self._checked_version()
+        try:
+            return await self._bring(wanted)
+        except TransferFailure:
+            # The server may have given the file its name, and the connection broke before it could say so.
+            arrived = await self._arrived() if self.steps.finishing else None
+            if arrived is None:
+                raise
+            return arrived
+
+    async def _bring(self, wanted: Version | None) -> Succeeded:
         async with self._means.sessions.session(self._task.remote) as session:
             self.steps.start()
             with self._files.open(self._task.source.path) as source:
@@ -69,6 +81,21 @@ class Upload:
             await session.delete(self._temporary)
             if self._task.generation > 1 or self.steps.finishing:
                 await self._bring_back(session)
+
+    async def _arrived(self) -> Succeeded | None:
+        """The outcome when the file has its name, which nobody else can have given it; None also if nobody knows."""
+        version = self.steps.version
+        try:
+            async with self._means.sessions.session(self._task.remote) as session:
+                found = None
+                if await self._look(session, self._temporary) is None:
+                    found = await self._look(session, self._path)
+                if found is None or version is None or version.size is None or found.size not in (None, version.size):
+                    return None
+                await session.delete(self._aside)
+        except TransferFailure:
+            return None
+        return self.steps.succeeded(version.size, version.modify_time)
 
     async def _checked_version(self) -> Version | None:
         """The version that has the SHA-256 that is asked for; None where none is. Needs no session."""
@@ -168,9 +195,10 @@ class Upload:
             raise failure from error
         try:
             await session.rename(self._temporary, self._path)
-        except TransferFailure:
-            await session.rename(self._aside, self._path)
-            raise
+        except TransferFailure as error:
+            with contextlib.suppress(TransferFailure):
+                await session.rename(self._aside, self._path)
+            raise error from failure
         await session.delete(self._aside)
 
     async def _tidy(self, session: RemoteSession) -> None:

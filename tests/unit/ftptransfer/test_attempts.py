@@ -394,6 +394,50 @@ async def test_killed_at_each_step_and_given_up_nothing_is_left_but_what_was_the
 
 
 @pytest.mark.parametrize("renames_over", [True, False], ids=["renames over", "renames over nothing"])
+async def test_cut_at_each_step_it_succeeds_with_the_file_or_fails_without(
+    tmp_path: Path, finisher: Finisher, renames_over: bool
+) -> None:
+    outcomes = set()
+    for up in (False, True):
+        for step in range(1, 100):
+            root = tmp_path / f"{up}{step}"
+            root.mkdir()
+            place = Place(root, finisher, up=up)
+            place.server.renames_over = renames_over
+            place.destination.parent.mkdir()
+            place.destination.write_bytes(b"before")
+            attempt = place.attempt()
+            cut = TransferFailure(ErrorReason.CONNECTION_LOST, "cut")
+            try:
+                reached = await _killed(place, attempt, step, by=cut)
+            except TransferFailure:
+                await attempt.clean_up()
+                assert place.files() == {"in/put.bin": b"before"}
+                outcomes.add((up, "failed"))
+                continue
+            assert place.files() == {"in/put.bin": CONTENT}
+            if not reached:
+                break
+            outcomes.add((up, "succeeded"))
+        assert step > 3
+    # A download knows by itself whether the file has its name.
+    assert outcomes == {(False, "failed"), (True, "failed"), (True, "succeeded")}
+
+
+async def test_upload_of_which_nothing_is_known_in_the_end_fails(tmp_path: Path, finisher: Finisher) -> None:
+    place = Place(tmp_path, finisher, up=True)
+
+    def hook(name: str) -> None:
+        if name == "rename done":
+            place.server.hook = fail_at("login", failure=TransferFailure(ErrorReason.UNREACHABLE, "away"))
+            raise TransferFailure(ErrorReason.CONNECTION_LOST, "cut")
+
+    place.server.hook = hook
+    with pytest.raises(TransferFailure, match="cut"):
+        await place.run()
+
+
+@pytest.mark.parametrize("renames_over", [True, False], ids=["renames over", "renames over nothing"])
 async def test_killed_twice(tmp_path: Path, finisher: Finisher, renames_over: bool) -> None:
     for first in range(1, 100):
         for second in range(1, 100):
@@ -411,15 +455,15 @@ async def test_killed_twice(tmp_path: Path, finisher: Finisher, renames_over: bo
             assert place.files() == {"in/put.bin": CONTENT}
 
 
-async def _killed(place: Place, attempt: Attempt, step: int) -> bool:
-    """Runs the attempt and kills it at its step of this number; False when it has fewer."""
+async def _killed(place: Place, attempt: Attempt, step: int, *, by: BaseException | None = None) -> bool:
+    """Runs the attempt and breaks it off at its step of this number; False when it has fewer."""
     count = 0
 
     def hook(name: str) -> None:
         nonlocal count
         count += 1
         if count == step:
-            raise Killed
+            raise by or Killed
 
     place.server.hook = hook
     try:
@@ -429,4 +473,4 @@ async def _killed(place: Place, attempt: Attempt, step: int) -> bool:
     finally:
         place.server.hook = lambda name: None
         place.server.open_sessions = 0
-    return False
+    return count >= step

@@ -13,7 +13,7 @@ export PATH := $(abspath $(VENV)/bin):$(OPSPLANE_CACHE)/bin:$(PATH)
 PART ?= all
 ARGS ?=
 
-.PHONY: help install tools demo run test check format proto proto-check lock bench soak soak-logs clean
+.PHONY: help install tools demo run test check format proto proto-check lock bench soak soak-logs soak-transfers clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -68,6 +68,9 @@ soak: $(STAMP) ## run a load test for long and watch the memory (ARGS="--minutes
 
 soak-logs: $(STAMP) ## send a million numbered logs through kills, count each (ARGS="--records 1000000 --kills 20")
 	@$(PY) -m scripts.soak_logs $(ARGS)
+
+soak-transfers: $(STAMP) tools ## bring 5,000 files through faults and kills, check each (ARGS="--files 5000 --kills 25")
+	@$(PY) -m scripts.soak_transfers $(ARGS)
 
 clean: ## remove what was made in the checkout
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -271,15 +271,16 @@ class FaultySite:
         """Raises AssertionError for anything that is not as it must be. How many tasks ended in which way."""
         self.unexpected += faults(self.server)
         assert not self.unexpected, self.unexpected[:3]
-        endings = await self._endings()
+        failures = await self._endings()
+        endings = {task: failure.get("code", "") for task, failure in failures.items()}
         failed = {task.task_id for task in self.tasks if endings[task.task_id]}
         wrong = []
         for task in self.tasks:
             code = endings[task.task_id]
             if code not in (_CODES[task.kind] if task.kind in _MUST_FAIL else _CODES[task.kind] | {""}):
-                wrong.append((task.task_id, task.kind, "ended with", code))
+                wrong.append((task.task_id, task.kind, "ended with", failures[task.task_id]))
             if code and task.target.exists() and not self._is_untold(task, code):
-                wrong.append((task.task_id, task.kind, code, "but the file is there"))
+                wrong.append((task.task_id, task.kind, failures[task.task_id], "but the file is there"))
             if not code and not (task.target.is_file() and task.target.read_bytes() == task.content):
                 wrong.append((task.task_id, task.kind, "done", "but the file is missing or another"))
         assert not wrong, f"{len(wrong)} are wrong: {wrong[:10]}"
@@ -306,15 +307,15 @@ class FaultySite:
             and task.target.read_bytes() == task.content
         )
 
-    async def _endings(self) -> Mapping[str, str]:
-        """The error code of each task, empty for those that are done. Each has ended once."""
+    async def _endings(self) -> Mapping[str, Mapping[str, Any]]:
+        """The failure of each task, empty for those that are done. Each has ended once."""
         async with database(self.server) as connection:
             rows = await connection.fetch(
-                """SELECT t.task_id, COALESCE(e.failure ->> 'code', '') AS code, e.state
+                """SELECT t.task_id, e.failure::text AS failure, e.state
                    FROM ftptransfer.transfers t JOIN ftptransfer.endings e ON e.key = t.key"""
             )
         _require_equal("endings", [row["task_id"] for row in rows], [task.task_id for task in self.tasks])
-        return {row["task_id"]: row["code"] if row["state"] == "FAILED" else "" for row in rows}
+        return {row["task_id"]: json.loads(row["failure"]) if row["state"] == "FAILED" else {} for row in rows}
 
     async def _check_results(self, failed: set[str]) -> None:
         assert self._kafka is not None

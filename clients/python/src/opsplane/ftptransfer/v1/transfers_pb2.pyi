@@ -126,9 +126,11 @@ class _TransferStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Transfe
     TRANSFER_STATE_SUCCEEDED: _TransferState.ValueType  # 4
     """Done: the file is there, whole."""
     TRANSFER_STATE_FAILED: _TransferState.ValueType  # 5
-    """Given up; RetryTransfer begins anew. Nothing of it is left at the destination."""
+    """Given up; RetryTransfer begins anew. Nothing of it is left at the destination, unless its server stayed away for more than a
+    minute after the end.
+    """
     TRANSFER_STATE_CANCELLED: _TransferState.ValueType  # 6
-    """Cancelled. Nothing of it is left at the destination."""
+    """Cancelled. Nothing of it is left at the destination, with the same exception."""
 
 class TransferState(_TransferState, metaclass=_TransferStateEnumTypeWrapper):
     """Where a transfer stands."""
@@ -144,9 +146,11 @@ TRANSFER_STATE_WAITING: TransferState.ValueType  # 3
 TRANSFER_STATE_SUCCEEDED: TransferState.ValueType  # 4
 """Done: the file is there, whole."""
 TRANSFER_STATE_FAILED: TransferState.ValueType  # 5
-"""Given up; RetryTransfer begins anew. Nothing of it is left at the destination."""
+"""Given up; RetryTransfer begins anew. Nothing of it is left at the destination, unless its server stayed away for more than a
+minute after the end.
+"""
 TRANSFER_STATE_CANCELLED: TransferState.ValueType  # 6
-"""Cancelled. Nothing of it is left at the destination."""
+"""Cancelled. Nothing of it is left at the destination, with the same exception."""
 Global___TransferState: _TypeAlias = TransferState  # noqa: Y015
 
 @_typing.final

@@ -40,10 +40,10 @@ class Session:
             async with connect(self.address, token=self.token, tls=self.tls, plaintext=self.plaintext) as client:
                 try:
                     return await work(client)
-                except grpc.aio.AioRpcError:
+                except grpc.aio.AioRpcError as error:
                     # A call that Ctrl-C breaks off may end as one that the server has cancelled.
                     task = asyncio.current_task()
-                    if task is not None and task.cancelling():
+                    if error.code() is grpc.StatusCode.CANCELLED and task is not None and task.cancelling():
                         raise asyncio.CancelledError from None
                     raise
 

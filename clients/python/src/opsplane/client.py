@@ -178,23 +178,33 @@ class Client:
                 on_reconnect()
             await pause.after(lost)
 
+    async def watch_operation(self, name: str) -> AsyncIterator[operations_pb2.Operation]:
+        """Platform.WatchOperation that survives the loss of its stream; the last one it gives is done.
+
+        Raises AioRpcError as `watch_run` does.
+        """
+        pause = _Pause()
+        while True:
+            try:
+                async for current in self.platform.WatchOperation(platform_pb2.WatchOperationRequest(name=name)):
+                    pause.reset()
+                    yield current
+                    if current.done:
+                        return
+                await pause.after(None)
+            except grpc.aio.AioRpcError as error:
+                await pause.after(error)
+
     async def wait_operation(self, operation: operations_pb2.Operation | str, response_type: type[M]) -> M:
         """Waits until an operation (or one of this name) is done and returns its response.
 
         Raises OperationFailed with what it ended with, and AioRpcError as `watch_run` does.
         """
-        name = operation if isinstance(operation, str) else operation.name
-        pause = _Pause()
-        while True:
-            try:
-                request = platform_pb2.WatchOperationRequest(name=name)
-                async for current in self.platform.WatchOperation(request):
-                    pause.reset()
-                    if current.done:
-                        return _outcome(current, response_type)
-                await pause.after(None)
-            except grpc.aio.AioRpcError as error:
-                await pause.after(error)
+        last = operations_pb2.Operation(name=operation) if isinstance(operation, str) else operation
+        if not last.done:
+            async for state in self.watch_operation(last.name):
+                last = state
+        return operation_response(last, response_type)
 
 
 class OperationFailed(Exception):
@@ -299,7 +309,8 @@ class _Pause:
         self._seconds = min(self._seconds * 2, _RECONNECT_MOST_SECONDS)
 
 
-def _outcome(operation: operations_pb2.Operation, response_type: type[M]) -> M:
+def operation_response(operation: operations_pb2.Operation, response_type: type[M]) -> M:
+    """The response of an operation that is done. Raises OperationFailed."""
     if operation.HasField("error"):
         raise OperationFailed(operation)
     response = response_type()

@@ -1,26 +1,19 @@
-"""Options of `opsplane ftp connections create` and `update`.
-
-There is no option for the password itself: it would stay in the shell's history, and anyone could see it in the list of
-processes.
-"""
+"""Options of `opsplane ftp connections create` and `update`."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from opsplane.cli.durations import DURATION
+from opsplane.cli.passwords import FILE, ask_password, given_password, password_options, read_text
 from opsplane.ftptransfer.v1 import connections_pb2
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 _TLS = {"explicit": connections_pb2.TLS_MODE_EXPLICIT, "implicit": connections_pb2.TLS_MODE_IMPLICIT}
 _TLS_DETAILS = ("ca", "server_name", "certificate_sha256")
 _PLAIN = ("host", "port", "user", "use_announced_address", "encoding", "max_sessions")
@@ -36,12 +29,10 @@ def connection_options(command: Command) -> Command:
             click.option("--host", help="Host name or IP address of an FTP server."),
             click.option("--port", type=click.IntRange(0, 65535), help="Port.  [default: 21, implicit TLS 990]"),
             click.option("--user", help="User.  [default: anonymous]"),
-            click.option("--ask-password", is_flag=True, help="Ask for the password."),
-            click.option("--password-file", type=_FILE, help="Read the password from the first line of a file or -."),
-            click.option("--password-env", metavar="VARIABLE", help="Take the password from the environment."),
+            password_options,
             click.option("--no-password", is_flag=True, help="Log in without a password."),
             click.option("--tls", type=click.Choice([*_TLS, "none"]), help="How TLS starts, if it does."),
-            click.option("--tls-ca", "ca", type=_FILE, help="PEM file of the authorities to trust, with --tls."),
+            click.option("--tls-ca", "ca", type=FILE, help="PEM file of the authorities to trust, with --tls."),
             click.option("--tls-server-name", "server_name", help="Name that the certificate must carry, with --tls."),
             click.option("--tls-sha256", "certificate_sha256", metavar="HEX",
                          help="SHA-256 of the one certificate to trust, with --tls; `connections test` shows it."),
@@ -107,7 +98,7 @@ def _set_tls(server: connections_pb2.FtpServer, options: Mapping[str, Any]) -> b
     server.tls.server_name = options["server_name"] or ""
     server.tls.certificate_sha256 = options["certificate_sha256"] or ""
     if options["ca"] is not None:
-        server.tls.ca_certificates = _read(options["ca"])
+        server.tls.ca_certificates = read_text(options["ca"])
     return True
 
 
@@ -128,42 +119,15 @@ def _set_active(server: connections_pb2.FtpServer, options: Mapping[str, Any]) -
 
 
 def _set_password(server: connections_pb2.FtpServer, options: Mapping[str, Any], *, new: bool) -> bool:
-    names = ("ask_password", "password_file", "password_env", "no_password")
-    given = [name for name in names if options[name]]
-    if len(given) > 1:
-        raise click.UsageError("give one of --ask-password, --password-file, --password-env and --no-password")
-    match given[0] if given else "":
-        case "password_file":
-            server.password = next(iter(_read(options["password_file"]).splitlines()), "")
-        case "password_env":
-            variable = options["password_env"]
-            if variable not in os.environ:
-                raise click.UsageError(f"--password-env: {variable} is not set")
-            server.password = os.environ[variable]
-        case "ask_password":
-            server.password = _ask(server)
-        case "no_password":
-            return not new
-        case _:
-            if not (new and options["user"]):
-                return False
-            server.password = _ask(server)
+    whose = server.user or "the account"
+    password = given_password(options, whose)
+    if options["no_password"]:
+        if password is not None:
+            raise click.UsageError("--no-password does not go with another option for the password")
+        return not new
+    if password is None:
+        if not (new and options["user"]):
+            return False
+        password = ask_password(whose)
+    server.password = password
     return True
-
-
-def _ask(server: connections_pb2.FtpServer) -> str:
-    if not sys.stdin.isatty():
-        raise click.UsageError(
-            "nobody can be asked for the password: give --password-file, --password-env or --no-password"
-        )
-    answer: str = click.prompt(f"Password of {server.user or 'the account'}", hide_input=True, err=True)
-    return answer
-
-
-def _read(path: Path) -> str:
-    """UsageError if it can not be read."""
-    try:
-        with click.open_file(str(path), encoding="utf-8") as stream:
-            return str(stream.read())
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"{path}: {error}") from None

@@ -11,14 +11,12 @@ from typing import Any
 import click
 
 from opsplane.cli.output import short
+from opsplane.cli.resource_names import ID, NameType
 from opsplane.cli.session import pages
 from opsplane.client import Client, is_local
 from opsplane.ftptransfer.v1 import connections_pb2, transfers_pb2
 
-_ID = r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
-_CONNECTION = re.compile(rf"(?:connections/)?({_ID})")
-_TRANSFER = re.compile(rf"(?:transfers/)?({_ID})")
-_ON_CONNECTION = re.compile(rf"({_ID}):(.*)", re.DOTALL)
+_ON_CONNECTION = re.compile(rf"({ID}):(.*)", re.DOTALL)
 _MAGIC = re.compile(r"[*?\[]")
 _MOST_CONNECTIONS = 10_000
 
@@ -61,27 +59,9 @@ class PlaceType(click.ParamType[Place]):
         return Place("", str(value))
 
 
-class NameType(click.ParamType[str]):
-    """A connection or transfer by id or name; its value is the name."""
-
-    def __init__(self, name: str, collection: str, pattern: re.Pattern[str]) -> None:
-        self.name = name
-        self._collection = collection
-        self._pattern = pattern
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Fails if it is neither."""
-        found = self._pattern.fullmatch(str(value))
-        if not found:
-            self.fail(
-                f"{value!r} is no {self.name}: lower-case letters, digits and '-', starting with a letter", param, ctx
-            )
-        return f"{self._collection}/{found[1]}"
-
-
 PLACE = PlaceType()
-CONNECTION = NameType("connection", "connections", _CONNECTION)
-TRANSFER = NameType("transfer", "transfers", _TRANSFER)
+CONNECTION = NameType("connection", "connections")
+TRANSFER = NameType("transfer", "transfers")
 
 
 def on_connection(ctx: click.Context, param: click.Parameter, value: Any) -> Any:

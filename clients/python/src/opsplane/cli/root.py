@@ -7,9 +7,12 @@ from pathlib import Path
 
 import click
 
+from opsplane.cli.backup import backup
+from opsplane.cli.db import db
 from opsplane.cli.ftp import ftp
 from opsplane.cli.loadtest import loadtest
 from opsplane.cli.logs import logs
+from opsplane.cli.operation import operation
 from opsplane.cli.session import Session
 from opsplane.client import DEFAULT_ADDRESS, Tls
 
@@ -107,9 +110,11 @@ def opsplane(
       opsplane logs ship -f /var/log/app.log --service orders
       opsplane logs search timeout --level error --since 1h
       opsplane ftp put report.csv nas:/in/
+      opsplane db create orders --nodes 3
+      opsplane backup create orders
 
     Exit status: 0 done, 1 the call or a transfer failed, 2 wrong usage, 3 the run failed or did not keep its
-    targets, or log records were rejected.
+    targets, log records were rejected, or a backup did not pass its verification.
     """
     if bool(cert) != bool(key):
         raise click.UsageError("--cert and --key go together")
@@ -123,6 +128,9 @@ opsplane.add_command(loadtest)
 opsplane.add_command(loadtest, "load")
 opsplane.add_command(logs)
 opsplane.add_command(ftp)
+opsplane.add_command(db)
+opsplane.add_command(backup)
+opsplane.add_command(operation)
 
 
 def main() -> None:

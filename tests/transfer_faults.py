@@ -275,7 +275,7 @@ class FaultySite:
         failures = await self._endings()
         endings = {task: failure.get("code", "") for task, failure in failures.items()}
         failed = {task.task_id for task in self.tasks if endings[task.task_id]}
-        wrong = []
+        wrong: list[tuple[object, ...]] = []
         for task in self.tasks:
             code = endings[task.task_id]
             if code not in (_CODES[task.kind] if task.kind in _MUST_FAIL else _CODES[task.kind] | {""}):

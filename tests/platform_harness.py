@@ -23,6 +23,7 @@ from opsplane_server.rpc.calls import Call, set_call
 from opsplane_server.rpc.identity import Principal, Role
 from opsplane_server.storage.database import Database
 from opsplane_server.storage.migrations import Migrations, migrate
+from opsplane_server.storage.secrets import SecretBox
 from opsplane_server.storage.signals import Signals
 
 MIGRATIONS = Migrations("platform", "opsplane_server.platform")
@@ -126,7 +127,7 @@ async def connect(dsn: str, *, max_size: int = 10) -> AsyncIterator[Platform]:
             requests=requests,
             audit=audit,
             operations=Operations(store, signals, poll_seconds=0.1),
-            changes=Changes(database, requests, audit, signals),
+            changes=Changes(database, requests, audit, signals, SecretBox([bytes(32)])),
         )
 
 

@@ -91,7 +91,8 @@ class Connections:
     """Creates, changes and deletes connections. Every method joins the caller's transaction where there is one.
 
     `folders`: the only ones in which local folders may be; empty for all. `forbidden` ones may neither be in a local
-    folder nor around it: what the server keeps for itself.
+    folder nor around it: what the server keeps for itself. `reserved`: folders that the connections of these ids alone
+    may have all the same.
     """
 
     def __init__(
@@ -102,12 +103,14 @@ class Connections:
         *,
         folders: Sequence[Path] = (),
         forbidden: Sequence[Path] = (),
+        reserved: Mapping[str, Path] | None = None,
     ) -> None:
         self._file = file
         self._store = store
         self._transfers = transfers
         self._folders = [Path(os.path.realpath(folder)) for folder in folders]
         self._forbidden = [Path(os.path.realpath(folder)) for folder in forbidden]
+        self._reserved = {name: Path(os.path.realpath(folder)) for name, folder in (reserved or {}).items()}
 
     async def create(self, connection: Connection) -> Connection:
         """Raises InvalidArgument, AlreadyExists."""
@@ -149,6 +152,8 @@ class Connections:
             _check_encoding(kind.encoding)
             return
         base = Path(os.path.realpath(kind.base_path))
+        if self._reserved.get(connection.id) == base:
+            return
         if any(base.is_relative_to(folder) or folder.is_relative_to(base) for folder in self._forbidden):
             raise _refused_folder("holds what the server keeps for itself")
         if self._folders and not any(base.is_relative_to(folder) for folder in self._folders):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 from opsplane.ftptransfer.v1 import connections_pb2, errors_pb2, files_pb2
 
 from opsplane_server.errors import InvalidArgument
@@ -27,6 +26,7 @@ from opsplane_server.ftptransfer.model import (
     TlsSettings,
 )
 from opsplane_server.rpc import etags
+from opsplane_server.rpc.times import timestamp
 
 UPDATABLE: Final = (
     "title",
@@ -60,15 +60,6 @@ _KINDS: Final = {
     FileKind.LINK: files_pb2.FILE_KIND_LINK,
     FileKind.OTHER: files_pb2.FILE_KIND_UNSPECIFIED,
 }
-
-
-def timestamp(moment: datetime | None) -> Timestamp | None:
-    """An aware datetime as a Timestamp; None stays None, which leaves a field unset."""
-    if moment is None:
-        return None
-    result = Timestamp()
-    result.FromDatetime(moment)
-    return result
 
 
 def duration(seconds: float | None) -> Duration | None:

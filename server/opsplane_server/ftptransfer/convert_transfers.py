@@ -11,7 +11,7 @@ from google.protobuf.struct_pb2 import Struct
 from opsplane.ftptransfer.v1 import errors_pb2, ftptransfer_pb2, transfers_pb2
 
 from opsplane_server.ftptransfer import names
-from opsplane_server.ftptransfer.convert import duration, failure_to_proto, timestamp
+from opsplane_server.ftptransfer.convert import duration, failure_to_proto
 from opsplane_server.ftptransfer.failures import ErrorCode
 from opsplane_server.ftptransfer.model import (
     Counts,
@@ -26,6 +26,7 @@ from opsplane_server.ftptransfer.model import (
     Transfer,
     TransferState,
 )
+from opsplane_server.rpc.times import timestamp
 
 _SELECTIONS: Final = {
     transfers_pb2.SELECTION_FILE: Selection.FILE,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import timedelta
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import structlog
 
+from opsplane_server.background import Background
 from opsplane_server.errors import Aborted, Unavailable
 from opsplane_server.ftptransfer.ports import Sweeps
 from opsplane_server.storage.signals import Signal
@@ -20,26 +20,16 @@ _SWEEP_SECONDS: Final = 1.0
 _FORGET_SECONDS: Final = 60.0
 
 
-class Upkeep:
+class Upkeep(Background):
     """Sweeps each second while it is entered, and each minute forgets what ended longer than `keep` ago."""
+
+    _task_name = "upkeep of transfers"
 
     def __init__(self, sweeps: Sweeps, *, work: Signal, changes: Signal, keep: timedelta) -> None:
         self._sweeps = sweeps
         self._work = work
         self._changes = changes
         self._keep = keep
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="upkeep of transfers")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._task is not None
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
         forget_at = time.monotonic() + _FORGET_SECONDS

@@ -4,39 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from types import TracebackType
-from typing import Self
 
 import structlog
 
+from opsplane_server.background import Background
 from opsplane_server.errors import Aborted, Unavailable
 from opsplane_server.loadtesting.ports import WindowCompaction
 
 log = structlog.get_logger(__name__)
 
 
-class Compactor:
+class Compactor(Background):
     """Looks every `interval` for runs that ended longer than `age` ago, and compacts one at a time.
 
     Several processes may run it at once: a run that one of them works on is left out by the others.
     """
 
+    _task_name = "compact runs"
+
     def __init__(self, store: WindowCompaction, *, age: timedelta, interval: timedelta = timedelta(minutes=10)) -> None:
         self._store = store
         self._age = age
         self._interval = interval
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="compact runs")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._task is not None
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
 
     async def compact(self) -> int:
         """Compacts all runs that are old enough; returns how many. Raises Unavailable, Aborted."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta
 
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 from opsplane.loadtesting.v1 import projects_pb2, runs_pb2, scenarios_pb2, specs_pb2
 
 from opsplane_server.loadtesting import definitions
 from opsplane_server.loadtesting.definitions import Executor, ParameterLocation, TargetMetric
 from opsplane_server.loadtesting.model import Endpoint, Project, Spec
 from opsplane_server.rpc import etags
+from opsplane_server.rpc.times import duration, timestamp
 
 EXECUTORS = {
     scenarios_pb2.EXECUTOR_CONSTANT_VUS: Executor.CONSTANT_VUS,
@@ -35,24 +33,6 @@ METRICS = {
     scenarios_pb2.TARGET_METRIC_TPS: TargetMetric.TPS,
 }
 METRIC_NUMBERS = {metric: number for number, metric in METRICS.items()}
-
-
-def timestamp(moment: datetime | None) -> Timestamp | None:
-    """An aware datetime as a Timestamp; None stays None, which leaves a field unset."""
-    if moment is None:
-        return None
-    result = Timestamp()
-    result.FromDatetime(moment)
-    return result
-
-
-def duration(span: timedelta | None) -> Duration | None:
-    """A timedelta as a Duration; None stays None, which leaves a field unset."""
-    if span is None:
-        return None
-    result = Duration()
-    result.FromTimedelta(span)
-    return result
 
 
 def project_from_proto(message: projects_pb2.Project, name: str) -> Project:

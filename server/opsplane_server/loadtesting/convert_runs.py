@@ -12,18 +12,17 @@ from opsplane.loadtesting.v1 import metrics_pb2, reports_pb2, runs_pb2
 from opsplane_server.loadtesting import definitions
 from opsplane_server.loadtesting.convert import (
     credentials_from_proto,
-    duration,
     scenario_from_proto,
     scenario_to_proto,
     target_from_proto,
     target_to_proto,
-    timestamp,
 )
 from opsplane_server.loadtesting.metrics.figures import CallStats, ResponseTimes
 from opsplane_server.loadtesting.metrics.results import MissedTarget, Range, ResultStats, RunResults, Verdict
 from opsplane_server.loadtesting.metrics.windows import SeriesStats, Window
 from opsplane_server.loadtesting.model import LogLine, Run, RunPlan, RunState
 from opsplane_server.loadtesting.watch import RunUpdate
+from opsplane_server.rpc.times import duration, timestamp
 
 
 def request_from_proto(message: runs_pb2.Run, endpoints: Mapping[str, tuple[definitions.Endpoint, str]]) -> RunPlan:

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from types import TracebackType
-from typing import Final, NoReturn, Self
+from typing import Final, NoReturn
 
 import structlog
 
+from opsplane_server.background import Background
 from opsplane_server.errors import Aborted, Unavailable
 from opsplane_server.logingest.ports import DayStore, Indexes, Leadership, Pruning, Rollups
 from opsplane_server.storage.signals import Signal
@@ -35,12 +35,14 @@ _CHECK_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 5.0
 
 
-class Upkeep:
+class Upkeep(Background):
     """Does it while this process leads. `signal` tells that groups were stored.
 
     retention: how long records are kept by their own time, at most a day and an hour longer. archive: folder for days
     that are removed; None for none. tail: how long followers may go back. dedup: how long batch ids are known.
     """
+
+    _task_name = "log upkeep"
 
     def __init__(
         self,
@@ -70,18 +72,6 @@ class Upkeep:
         self._dedup = dedup
         self._interval = interval.total_seconds()
         self._now = now
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="log upkeep")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._task is not None
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
 
     async def fold(self) -> int:
         """Counts all groups that are settled; returns how many. Raises Unavailable, Aborted."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -12,7 +11,7 @@ from opsplane_server.errors import InvalidArgument
 from opsplane_server.platform.convert import resource_of
 from opsplane_server.platform.model import AuditEvent, RecordedRequest, RequestKey
 from opsplane_server.platform.operations import CANCEL_TOPIC, CHANGE_TOPIC, WORK_TOPIC
-from opsplane_server.platform.ports import AuditStore, RequestStore, Topics, Transactions
+from opsplane_server.platform.ports import AuditStore, Fingerprints, RequestStore, Topics, Transactions
 from opsplane_server.rpc.calls import current_call
 
 M = TypeVar("M", bound=Message)
@@ -21,8 +20,16 @@ M = TypeVar("M", bound=Message)
 class Changes:
     """Puts the writes of a call, its request_id and its audit event in one transaction: all or nothing."""
 
-    def __init__(self, transactions: Transactions, requests: RequestStore, audit: AuditStore, signals: Topics) -> None:
+    def __init__(
+        self,
+        transactions: Transactions,
+        requests: RequestStore,
+        audit: AuditStore,
+        signals: Topics,
+        fingerprints: Fingerprints,
+    ) -> None:
         self._transactions = transactions
+        self._fingerprints = fingerprints
         self._requests = requests
         self._audit = audit
         self._committed = [signals.topic(topic) for topic in (WORK_TOPIC, CANCEL_TOPIC, CHANGE_TOPIC)]
@@ -38,10 +45,11 @@ class Changes:
         key = _key(request)
         async with self._transactions.transaction():
             if key.request_id:
-                body_hash = _body_hash(request)
-                recorded = await self._requests.claim(key, body_hash)
+                body = _body(request)
+                # Not a plain hash: from that a weak password in the body could be guessed.
+                recorded = await self._requests.claim(key, self._fingerprints.fingerprint(body))
                 if recorded is not None:
-                    return response_type.FromString(_same(recorded, body_hash).response)
+                    return response_type.FromString(self._same(recorded, body).response)
             response = await action()
             if key.request_id:
                 await self._requests.answer(key, response.SerializeToString())
@@ -67,7 +75,12 @@ class Changes:
         """
         key = _key(request)
         recorded = await self._requests.find(key) if key.request_id else None
-        return None if recorded is None else response_type.FromString(_same(recorded, _body_hash(request)).response)
+        return None if recorded is None else response_type.FromString(self._same(recorded, _body(request)).response)
+
+    def _same(self, recorded: RecordedRequest, body: bytes) -> RecordedRequest:
+        if not self._fingerprints.is_of(recorded.body_hash, body):
+            raise InvalidArgument.of("request_id", "came before with another request", reason="REQUEST_ID_REUSED")
+        return recorded
 
 
 def _key(request: Message) -> RequestKey:
@@ -75,14 +88,8 @@ def _key(request: Message) -> RequestKey:
     return RequestKey(call.principal.name, call.method, getattr(request, "request_id", ""))
 
 
-def _same(recorded: RecordedRequest, body_hash: bytes) -> RecordedRequest:
-    if recorded.body_hash != body_hash:
-        raise InvalidArgument.of("request_id", "came before with another request", reason="REQUEST_ID_REUSED")
-    return recorded
-
-
-def _body_hash(request: Message) -> bytes:
+def _body(request: Message) -> bytes:
     body = type(request)()
     body.CopyFrom(request)
     body.ClearField("request_id")
-    return hashlib.sha256(body.SerializeToString(deterministic=True)).digest()
+    return body.SerializeToString(deterministic=True)

@@ -54,6 +54,18 @@ class Topics(Protocol):
         ...
 
 
+class Fingerprints(Protocol):
+    """Makes marks of data by which they are known again, and which tell nothing of them to others."""
+
+    def fingerprint(self, data: bytes) -> bytes:
+        """The mark."""
+        ...
+
+    def is_of(self, fingerprint: bytes, data: bytes) -> bool:
+        """Whether a mark was made of these data."""
+        ...
+
+
 class OperationStore(Protocol):
     """Keeps operations. All calls join the task's transaction, and raise Unavailable when the store is away."""
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import structlog
 
+from opsplane_server.background import Background
 from opsplane_server.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -24,11 +24,13 @@ class Purgeable(Protocol):
         ...
 
 
-class Retention:
+class Retention(Background):
     """Purges each store every `interval`, in batches so that no transaction is long. The audit is kept for ever.
 
     Several processes may run it at once: each batch leaves out what another is removing.
     """
+
+    _task_name = "retention"
 
     def __init__(
         self,
@@ -41,18 +43,6 @@ class Retention:
     ) -> None:
         self._ages = {"operations": (operations, operations_age), "requests": (requests, requests_age)}
         self._interval = interval
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="retention")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._task is not None
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
 
     async def purge(self) -> dict[str, int]:
         """Removes all that is old enough; returns how many rows of each store. Raises Unavailable."""

@@ -92,7 +92,8 @@ def create_folder(path: Path) -> None:
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in reversed(missing):
         try:
-            folder.mkdir(mode=0o700)
+            # With the mode from the start as far as the umask lets it: whoever dies right here leaves no closed one.
+            folder.mkdir(mode=mode)
         except FileExistsError:  # somebody else was quicker; then its mode is theirs too
             continue
         folder.chmod(mode)
@@ -125,7 +126,10 @@ def private_folder(path: Path, account: Account) -> None:
         path.mkdir(mode=0o700)
     except FileExistsError:
         status = path.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != account.uid or status.st_mode & 0o077:
+        if status.st_uid == os.geteuid() and stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077:
+            # Ours alone: whoever made it died before it was handed over.
+            os.chown(path, account.uid, account.gid, follow_symlinks=False)
+        elif not stat.S_ISDIR(status.st_mode) or status.st_uid != account.uid or status.st_mode & 0o077:
             raise FailedPrecondition(
                 f"{path} is not a private folder of '{account.name}'; remove it", reason="DATA_DIR_UNSAFE"
             ) from None

@@ -6,6 +6,7 @@ import base64
 import binascii
 import contextlib
 import hashlib
+import hmac
 import os
 import tempfile
 from pathlib import Path
@@ -34,6 +35,7 @@ class SecretBox:
         if not keys or any(len(key) != 32 for key in keys):
             raise ValueError("keys of 32 bytes are needed, at least one")
         self._ciphers = {_key_id(key): AESGCM(key) for key in keys}
+        self._keys = {_key_id(key): key for key in keys}
         self._current = _key_id(keys[0])
 
     @classmethod
@@ -82,6 +84,20 @@ class SecretBox:
             raise DataLoss(
                 f"the stored secret of {context} is damaged or belongs elsewhere", reason="SECRET_DAMAGED"
             ) from None
+
+    def fingerprint(self, data: bytes) -> bytes:
+        """By which the same data are known again. Nobody without the key can try out what they may have been."""
+        return self._current + self._mac(self._current, data)
+
+    def is_of(self, fingerprint: bytes, data: bytes) -> bool:
+        """Whether a fingerprint is of these data; False also when its key is gone."""
+        key_id, mac = fingerprint[:_KEY_ID_BYTES], fingerprint[_KEY_ID_BYTES:]
+        return key_id in self._keys and hmac.compare_digest(mac, self._mac(key_id, data))
+
+    def _mac(self, key_id: bytes, data: bytes) -> bytes:
+        # A key of its own, derived: that of the ciphers serves nothing else.
+        derived = hmac.digest(self._keys[key_id], b"fingerprint", "sha256")
+        return hmac.digest(derived, data, "sha256")
 
 
 def _key_id(key: bytes) -> bytes:

@@ -138,3 +138,14 @@ def test_processes_that_start_together_end_with_one_key(tmp_path: Path) -> None:
     box = SecretBox.from_key_file(file, create=False)
     assert [box.decrypt(bytes.fromhex(token), "connections/a") for token in tokens] == ["secret"] * 4
     assert [entry.name for entry in tmp_path.iterdir()] == ["key"]
+
+
+def test_a_fingerprint_is_known_again_as_long_as_its_key_is_there() -> None:
+    old, new = bytes(32), bytes([1]) * 32
+    mark = SecretBox([old]).fingerprint(b"body")
+    assert b"body" not in mark
+    assert SecretBox([new, old]).is_of(mark, b"body")
+    assert not SecretBox([new, old]).is_of(mark, b"other body")
+    assert not SecretBox([new]).is_of(mark, b"body")
+    assert not SecretBox([old]).is_of(b"", b"body")
+    assert SecretBox([new]).fingerprint(b"body") != mark

@@ -45,5 +45,27 @@ END
     [ -e "$stamp" ]
 }
 
+# node_postgres: the client library of Node.js that tests write with, as tests/node_postgres locks it.
+node_postgres() {
+    local source sum
+    source=$(cd "$(dirname "$0")/.." && pwd)/tests/node_postgres
+    sum=$(sha256sum "$source/package-lock.json" | cut -c1-16)
+    [ -e "$cache/node-postgres/$sum.installed" ] && return
+    if ! command -v npm >/dev/null; then
+        echo "no npm here: node-postgres is not installed" >&2
+        return
+    fi
+    echo "installing node-postgres"
+    rm -rf "$cache/node-postgres"
+    mkdir -p "$cache/node-postgres"
+    cp "$source/package.json" "$source/package-lock.json" "$source/.npmrc" "$cache/node-postgres/"
+    npm ci --ignore-scripts --prefix "$cache/node-postgres" >"$cache/node-postgres.log" 2>&1 || {
+        cat "$cache/node-postgres.log" >&2
+        return 1
+    }
+    touch "$cache/node-postgres/$sum.installed"
+}
+
+node_postgres
 go_tool grpcurl github.com/fullstorydev/grpcurl/cmd/grpcurl v1.9.3
 otel_collector v0.149.0 v1.55.0

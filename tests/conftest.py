@@ -10,6 +10,3 @@ pytest_plugins = [name for name in _PLUGINS if importlib.util.find_spec(name) is
 for _name in [name for name in os.environ if name.startswith(("OPSPLANE_", "PG", "DATABASE_"))]:
     if _name != "OPSPLANE_CACHE":
         del os.environ[_name]
-
-# Before gRPC is imported anywhere: tests start programs while calls are under way.
-os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"

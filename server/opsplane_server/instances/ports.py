@@ -50,6 +50,10 @@ class Provider(Protocol):
         """Settings that it can not make true, or not fully."""
         ...
 
+    def settable(self, spec: InstanceSpec, parameters: Collection[str]) -> Collection[str]:
+        """Which of these parameters of the engine `InstanceSpec.parameters` may set, whatever their values."""
+        ...
+
     def check(self, spec: InstanceSpec) -> None:
         """Raises for what it can not run: InvalidArgument (a parameter), FailedPrecondition, ResourceExhausted."""
         ...

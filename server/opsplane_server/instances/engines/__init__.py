@@ -1,0 +1,1 @@
+"""Engines: what is said to their servers in SQL, whoever runs them."""

@@ -1,0 +1,1 @@
+"""What runs instances: the adapters of the port `Provider`."""

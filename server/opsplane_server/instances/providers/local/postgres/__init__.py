@@ -1,0 +1,1 @@
+"""PostgreSQL as processes of this machine."""

@@ -1,0 +1,1 @@
+"""Where what is known of instances is kept."""

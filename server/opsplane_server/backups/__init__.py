@@ -1,0 +1,1 @@
+"""Backups: copies of instances that outlive them, proven restores, schedules."""

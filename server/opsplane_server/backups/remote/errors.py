@@ -1,0 +1,64 @@
+"""What other services answer with, as errors of the domain."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import grpc
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from opsplane_server import errors
+
+_CLASSES: Final[dict[int, type[errors.OpsplaneError]]] = {
+    code_pb2.INVALID_ARGUMENT: errors.InvalidArgument,
+    code_pb2.NOT_FOUND: errors.NotFound,
+    code_pb2.ALREADY_EXISTS: errors.AlreadyExists,
+    code_pb2.FAILED_PRECONDITION: errors.FailedPrecondition,
+    code_pb2.ABORTED: errors.Aborted,
+    code_pb2.OUT_OF_RANGE: errors.OutOfRange,
+    code_pb2.UNAUTHENTICATED: errors.Unauthenticated,
+    code_pb2.PERMISSION_DENIED: errors.PermissionDenied,
+    code_pb2.RESOURCE_EXHAUSTED: errors.ResourceExhausted,
+    code_pb2.UNAVAILABLE: errors.Unavailable,
+    # The call was cut, or its time is up; of the work that says nothing.
+    code_pb2.CANCELLED: errors.Unavailable,
+    code_pb2.DEADLINE_EXCEEDED: errors.Unavailable,
+    code_pb2.DATA_LOSS: errors.DataLoss,
+    code_pb2.UNIMPLEMENTED: errors.Unimplemented,
+}
+
+_BROKEN: Final = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.ABORTED)
+
+
+@asynccontextmanager
+async def answered() -> AsyncIterator[None]:
+    """Raises the domain's errors for what calls within the block are answered with."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        status = rpc_status.from_call(error)
+        if status is None:
+            # Our services always send details: without them it is the connection that speaks.
+            code = code_pb2.UNAVAILABLE if error.code() in _BROKEN else error.code().value[0]
+            status = status_pb2.Status(code=code, message=error.details() or error.code().name)
+        raise error_of(status) from error
+
+
+def error_of(status: status_pb2.Status) -> errors.OpsplaneError:
+    """The domain's error of a status, with its reason, metadata and fields."""
+    info = error_details_pb2.ErrorInfo()
+    bad_request = error_details_pb2.BadRequest()
+    for detail in status.details:
+        detail.Unpack(info)
+        detail.Unpack(bad_request)
+    reason = info.reason or None
+    kind = _CLASSES.get(status.code, errors.OpsplaneError)
+    if kind is errors.InvalidArgument:
+        violations = [
+            errors.FieldViolation(violation.field, violation.description) for violation in bad_request.field_violations
+        ]
+        return errors.InvalidArgument(status.message, violations, reason=reason)
+    return kind(status.message, reason=reason, metadata=dict(info.metadata))

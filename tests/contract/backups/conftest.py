@@ -1,0 +1,1 @@
+from tests.backups_harness import backups as backups

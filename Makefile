@@ -24,10 +24,11 @@ $(STAMP): requirements.lock pyproject.toml clients/python/pyproject.toml scripts
 
 install: $(STAMP) ## make .venv with everything that the lock names
 
-tools: ## put what tests use into the cache: grpcurl, the OpenTelemetry Collector (Go), Kafka (Maven), FTP servers (apt)
+tools: ## put what tests use into the cache: grpcurl, the OpenTelemetry Collector (Go), node-postgres (npm), Kafka (Maven), FTP and SQL servers (apt)
 	@scripts/tools.sh
 	@scripts/kafka.sh
 	@scripts/ftp_servers.sh
+	@scripts/mariadb.sh
 
 demo: $(STAMP) ## start a server and a sample API, load-test it, show the results
 	@$(PY) scripts/demo.py $(ARGS)
@@ -60,7 +61,7 @@ proto: $(STAMP) ## generate the Python stubs from the protos
 lock: $(STAMP) ## renew requirements.lock (ARGS=--upgrade for newer versions)
 	@$(PY) scripts/lock.py $(ARGS)
 
-bench: $(STAMP) ## measure (PART=loadtest|logs|shipper|search|transfers|rpc; default all) into build/bench.json
+bench: $(STAMP) ## measure (PART=loadtest|logs|shipper|search|transfers|databases|rpc; default all) into build/bench.json
 	@$(PY) -m tests.bench $(PART)
 
 soak: $(STAMP) ## run a load test for long and watch the memory (ARGS="--minutes 30")

@@ -18,7 +18,7 @@ import structlog
 from google.longrunning import operations_pb2_grpc
 from opsplane.common.v1 import platform_pb2_grpc
 
-from opsplane_server.composition import ftptransfer, loadtesting, logingest
+from opsplane_server.composition import backups, ftptransfer, instances, loadtesting, logingest
 from opsplane_server.composition.foundation import Builder, Foundation, Service
 from opsplane_server.config import Settings, TlsSettings
 from opsplane_server.errors import OpsplaneError
@@ -53,6 +53,8 @@ BUILDERS: Final[Mapping[str, Builder]] = {
     "loadtesting": loadtesting.build,
     "logingest": logingest.build,
     "ftptransfer": ftptransfer.build,
+    "instances": instances.build,
+    "backups": backups.build,
 }
 """Every service of `config.SERVICES`."""
 
@@ -124,7 +126,7 @@ class App:
         store, requests = PostgresOperationStore(database), PostgresRequestStore(database)
         audit = PostgresAuditStore(database)
         operations = Operations(store, signals)
-        changes = Changes(database, requests, audit, signals)
+        changes = Changes(database, requests, audit, signals, box)
         internal = Internal()
         own = Peer(f"unix:{facts.peer_socket}", internal.token)
         foundation = Foundation(

@@ -25,7 +25,7 @@ from pydantic import (
 from opsplane_server.rpc.identity import StaticToken
 
 # Every service that this version can serve.
-SERVICES: Final = ("loadtesting", "logingest", "ftptransfer")
+SERVICES: Final = ("loadtesting", "logingest", "ftptransfer", "instances", "backups")
 
 
 def _split(value: object) -> object:
@@ -364,6 +364,79 @@ class FtpTransferSettings(_Section):
         return self
 
 
+class InstancesSettings(_Section):
+    """Database servers on this machine, and what using them costs."""
+
+    folder: File | None = Field(
+        default=None, description="Folder for the instances' data; by default `instances` in the data directory"
+    )
+    copies_folder: File | None = Field(
+        default=None, description="Folder for copies of their data; by default `backups` in the data directory"
+    )
+    archive_folder: File | None = Field(
+        default=None, description="Folder for their archived logs; by default `archive` in the data directory"
+    )
+    export_folder: File | None = Field(
+        default=None, description="Folder for archives of backups; by default `exports` in the data directory"
+    )
+    listen_host: str = Field(
+        default="127.0.0.1", min_length=1, description="Address or name that the database servers listen on"
+    )
+    advertised_host: str | None = Field(
+        default=None, min_length=1, description="Address or name by which clients reach them; by default the same"
+    )
+    first_port: Annotated[int, Field(ge=1, le=65535)] = Field(
+        default=21000,
+        description="First port for them; better below those that the system gives to outgoing connections",
+    )
+    last_port: Annotated[int, Field(ge=1, le=65535)] = Field(default=21999, description="Last port for them")
+    user: str | None = Field(
+        default=None,
+        min_length=1,
+        description="System account that runs them when this server runs as root; "
+        "by default the first there is of opsplane, postgres and nobody",
+    )
+    program_folders: Annotated[tuple[File, ...], BeforeValidator(_split)] = Field(
+        default=(), description="Folders to look for engines in besides the usual ones, separated by commas"
+    )
+    start_timeout_seconds: float = Field(
+        default=60, ge=1, le=3600, description="How long a database server may take to start before it counts as failed"
+    )
+    sample_interval_seconds: float = Field(
+        default=5, ge=1, le=300, description="Seconds from one reading of their figures to the next"
+    )
+    webhook_hosts: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field(
+        default=(),
+        description="The only hosts that webhooks may post to, separated by commas, with `*` for any part of a name; "
+        "empty for all",
+    )
+    currency_code: str = Field(default="EUR", pattern="^[A-Z]{3}$", description="Currency of all prices, by ISO 4217")
+    cpu_core_hour_micros: int = Field(default=0, ge=0, description="Price of a core for an hour, in millionths")
+    memory_gib_hour_micros: int = Field(default=0, ge=0, description="The same of a GiB of memory")
+    storage_gib_hour_micros: int = Field(default=0, ge=0, description="The same of a GiB of storage")
+    backup_gib_hour_micros: int = Field(default=0, ge=0, description="The same of a GiB of backups")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.first_port > self.last_port:
+            raise ValueError("last_port must not be below first_port")
+        return self
+
+
+class BackupsSettings(_Section):
+    """Backups of instances."""
+
+    max_concurrent_backups: int = Field(
+        default=4, ge=1, le=1000, description="Backups that are made at a time on this machine; others wait"
+    )
+    max_concurrent_verifications: int = Field(
+        default=1, ge=1, le=1000, description="Verifications at a time on this machine; others wait"
+    )
+    keep_failed_days: int = Field(
+        default=7, ge=1, le=3650, description="Days that failed backups, and those found bad, are kept to be looked at"
+    )
+
+
 class SecretsSettings(_Section):
     """How secrets are encrypted that the server keeps."""
 
@@ -399,6 +472,8 @@ class Settings(_Section):
     loadtesting: LoadTestingSettings = LoadTestingSettings()
     logingest: LogIngestSettings = LogIngestSettings()
     ftptransfer: FtpTransferSettings = FtpTransferSettings()
+    instances: InstancesSettings = InstancesSettings()
+    backups: BackupsSettings = BackupsSettings()
     secrets: SecretsSettings = SecretsSettings()
 
     @property

@@ -21,7 +21,7 @@ def configuration(tmp_path: Path) -> Path:
     file = tmp_path / "opsplane.yaml"
     tokens = [
         {"name": "admin", "token": ADMIN, "roles": {"*": "admin"}},
-        {"name": "stranger", "token": STRANGER, "roles": {"backups": "viewer"}},
+        {"name": "stranger", "token": STRANGER, "roles": {"telepathy": "viewer"}},
     ]
     file.write_text(yaml.safe_dump({"auth": {"tokens": tokens}}), encoding="utf-8")
     return file

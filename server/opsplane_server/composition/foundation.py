@@ -10,7 +10,9 @@ from typing import TypeAlias
 from opsplane_server.config import Settings
 from opsplane_server.platform.changes import Changes
 from opsplane_server.platform.execution import FailureHook, Handler
+from opsplane_server.platform.executor import OperationExecutor
 from opsplane_server.platform.operations import Operations
+from opsplane_server.platform.stores.postgres import PostgresOperationStore
 from opsplane_server.rpc.identity import Authenticator
 from opsplane_server.rpc.peers import Peers
 from opsplane_server.rpc.server import Registration
@@ -54,3 +56,31 @@ class Service:
 
 Builder: TypeAlias = Callable[[Foundation, AsyncExitStack], Awaitable[Service]]
 """Builds a service; what must be closed again goes on the stack."""
+
+
+async def run_executor(
+    foundation: Foundation,
+    stack: AsyncExitStack,
+    name: str,
+    handlers: Mapping[str, Handler],
+    failure_hooks: Mapping[str, FailureHook],
+    *,
+    concurrency: int,
+) -> None:
+    """Opens an executor of these kinds of operations alone, beside the one that all others share.
+
+    For kinds that wait for other operations, or that others wait for: in one executor those that wait could take all
+    its places. `concurrency` is how many this process does at once.
+    """
+    await stack.enter_async_context(
+        OperationExecutor(
+            PostgresOperationStore(foundation.database),
+            foundation.database,
+            handlers,
+            owner=f"{foundation.owner}/{name}",
+            node=foundation.node,
+            signals=foundation.signals,
+            failure_hooks=failure_hooks,
+            concurrency=concurrency,
+        )
+    )

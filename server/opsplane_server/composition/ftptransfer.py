@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from pathlib import Path
 
 from opsplane.ftptransfer.v1 import ftptransfer_pb2
 from opsplane.ftptransfer.v1.ftptransfer_pb2_grpc import add_FtpTransferServicer_to_server
 
+from opsplane_server.backups.exporting import STAGING
+from opsplane_server.backups.remote.transfers import CONNECTION as BACKUP_EXPORTS
 from opsplane_server.composition.foundation import Foundation, Service
-from opsplane_server.config import FtpTransferSettings
+from opsplane_server.config import FtpTransferSettings, Settings
 from opsplane_server.errors import FailedPrecondition
 from opsplane_server.ftptransfer.connections import ConnectionCatalog, Connections
 from opsplane_server.ftptransfer.connections_file import ConnectionsFile, ConnectionsFileError
@@ -102,6 +105,7 @@ async def build(foundation: Foundation, stack: AsyncExitStack) -> Service:
             store,
             folders=settings.local_folders,
             forbidden=[foundation.settings.data_dir, foundation.settings.key_file.parent],
+            reserved={BACKUP_EXPORTS: _exports(foundation.settings) / STAGING},
         ),
         transfers,
         Files(catalog, sessions, max_upload_bytes=settings.max_upload_bytes),
@@ -119,6 +123,11 @@ async def build(foundation: Foundation, stack: AsyncExitStack) -> Service:
         registrations=[Registration(SERVICE, lambda server: add_FtpTransferServicer_to_server(servicer, server))],
         drain=watcher.drain,
     )
+
+
+def _exports(settings: Settings) -> Path:
+    """Where the service Instances writes archives of backups."""
+    return (settings.instances.export_folder or settings.data_dir / "exports").absolute()
 
 
 async def _kafka(

@@ -52,7 +52,8 @@ def left_of(server: ServerProcess) -> list[list[str]]:
 
 async def test_serves_and_says_where() -> None:
     with running_server("--workers", "2") as server:
-        assert "is serving loadtesting, logingest, ftptransfer on " + server.address in server.output()
+        services = ", ".join(SERVICES)
+        assert f"is serving {services} on {server.address}" in server.output()
         assert await health(server.address) == SERVING
         assert await answers(server.address)
         assert len(server.workers()) == 2
@@ -124,7 +125,7 @@ def test_a_data_directory_in_use_is_refused() -> None:
     ("arguments", "environment", "line"),
     [
         (["--port=http"], {}, "--port: Input should be a valid integer"),
-        (["--services=instances"], {}, "--services: there is no service 'instances'"),
+        (["--services=telepathy"], {}, "--services: there is no service 'telepathy'"),
         ([], {"OPSPLANE_SERVER__WORKERS": "0"}, "environment variable OPSPLANE_SERVER__WORKERS: "),
         ([], {"OPSPLANE_SERVER_PORT": "1"}, "environment variable OPSPLANE_SERVER_PORT: there is no such setting"),
         ([], {"SCHEDULER_MAX_RETRY": "often"}, "environment variable SCHEDULER_MAX_RETRY: "),

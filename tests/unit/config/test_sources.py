@@ -119,7 +119,7 @@ def test_every_variable_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> N
         ({"sever": {"port": 1}}, "/opsplane.yaml: sever: there is no such setting"),
         ({"server": {"port": "x"}}, "/opsplane.yaml: server.port: Input should be a valid integer"),
         ({"server": {"port": 65536}}, "/opsplane.yaml: server.port: "),
-        ({"server": {"services": "instances"}}, "there is no service 'instances': choose of loadtesting"),
+        ({"server": {"services": "telepathy"}}, "there is no service 'telepathy': choose of loadtesting"),
         ({"tls": {"cert": "a.pem"}}, "/opsplane.yaml: tls: cert and key are needed together"),
         ({"tls": {"cert": "/no/a", "key": "/no/b"}}, "tls.cert: /no/a: No such file or directory"),
         ({"database": {"name": "x"}}, "/opsplane.yaml: database: name is of no use without host"),

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 import psutil
 import pytest
+from opsplane_server.config import SERVICES
 
 from tests.integration.server.calls import answers, health
 from tests.server_process import IMPORT_PATH, ServerProcess, alive, free_port, new_server, running_server

@@ -86,7 +86,8 @@ def run(rounds: int) -> list[dict[str, Any]]:
 
 def _entry(measure: str, value: float, unit: str, reference: str, goal: float | None) -> dict[str, Any]:
     met = None if goal is None else value <= goal
-    return {"measure": measure, "value": value, "unit": unit, "reference": reference, "goal": goal, "met": met}
+    wanted = None if goal is None else f"<= {goal:g}"
+    return {"measure": measure, "value": value, "unit": unit, "reference": reference, "goal": wanted, "met": met}
 
 
 async def _measure() -> tuple[list[float], list[float], int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from opsplane_server.errors import FailedPrecondition
-from opsplane_server.instances.model import CopySource, PointInTimeRecovery
+from opsplane_server.instances.model import CopySource, FailoverKind, HighAvailability, PointInTimeRecovery
 from opsplane_server.instances.providers.local.copies import of_instance
 from opsplane_server.instances.providers.local.postgres import archiving
 
@@ -105,14 +105,34 @@ async def test_a_gap_in_the_log_ends_the_window(shared: Copied) -> None:
     assert (await shared.provider.status(shared.spec.name)).archive_from == newer.cut_time
 
 
+async def test_the_log_goes_on_over_a_failover(shared: Copied) -> None:
+    available = dataclasses.replace(shared.spec, high_availability=HighAvailability(2))
+    await shared.provider.update(available, silent)
+    await shared.execute("INSERT INTO events VALUES (10)")
+    before = await _now(shared)
+    await shared.execute("INSERT INTO events VALUES (11)")
+    await shared.provider.failover(shared.spec.name, "", FailoverKind.FORCED, "test", silent)
+    await shared.execute("INSERT INTO events VALUES (12)")
+    after = await _now(shared)
+    built = await shared.provider.copy(shared.spec.name, "built", "newer", silent)
+    # A full one after all: the new primary, made after that copy, knows not all that has changed since.
+    assert (built.base, built.node) == ("", "orders-2")
+    for moment, rows in ((before, [10]), (after, [10, 11, 12])):
+        async with shared.restored("promoted", CopySource("newer", shared.spec.uid, moment)) as name:
+            assert await shared.values("SELECT n FROM events WHERE n >= 10 ORDER BY n", name) == rows
+    async with shared.restored("built", CopySource("built")) as name:
+        assert await shared.values("SELECT max(n) FROM events", name) == [12]
+    await shared.provider.delete_copy("built")
+
+
 async def test_a_deleted_instance_can_be_restored_up_to_its_end(shared: Copied) -> None:
     uid = shared.spec.uid
-    await shared.execute("INSERT INTO events VALUES (4)")
+    await shared.execute("INSERT INTO events VALUES (20)")
     end = await _now(shared)
     await shared.provider.stop(shared.spec.name, silent)
     await shared.provider.delete(shared.spec.name, silent)
     async with shared.restored("heir", CopySource("newer", uid, end)) as name:
-        assert await shared.values("SELECT max(n) FROM events", name) == [4]
+        assert await shared.values("SELECT max(n) FROM events", name) == [20]
     with pytest.raises(FailedPrecondition):
         async with shared.restored("never", CopySource("newer", uid, end + timedelta(hours=1))):
             pass

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from opsplane_server.errors import FailedPrecondition, InvalidArgument
 from opsplane_server.instances.model import CopySource, HighAvailability, InstanceSpec, NodeState
-from opsplane_server.instances.providers.local.manifest import LocalManifest
+from opsplane_server.instances.providers.local.manifest import Desired, LocalManifest
 
 from tests import instances_harness as harness
 from tests.instances_copying import Copied, copied, exact
@@ -62,6 +62,7 @@ async def test_what_stands_against_it_is_told_while_the_server_goes_on(shared: C
 async def test_it_is_upgraded_and_back(shared: Copied) -> None:
     new = _new(shared)
     await shared.provider.copy(shared.spec.name, "before", "", silent)
+    before = _manifest(shared)
     told: list[int] = []
 
     async def tell(what: str, percent: int) -> None:
@@ -88,6 +89,13 @@ async def test_it_is_upgraded_and_back(shared: Copied) -> None:
     assert len(list(shared.machine.layout.archived_log(shared.spec.uid).iterdir())) == 2
     assert (await shared.provider.status(shared.spec.name)).archive_from == after.cut_time
 
+    # Killed when the data were in place, but that was not written down.
+    shared.machine.manifests.save(before.replace(upgrade=new.version))
+    await shared.provider.stop(shared.spec.name, silent)
+    await shared.provider.upgrade(new, silent)
+    await shared.provider.start(shared.spec.name, silent)
+    assert await _version(shared) == new.version
+
     await shared.execute("INSERT INTO kept VALUES (-1)")
     status = await shared.provider.roll_back(shared.spec, silent)
     assert (status.running_version, await _version(shared)) == (shared.spec.version, shared.spec.version)
@@ -98,8 +106,11 @@ async def test_it_is_upgraded_and_back(shared: Copied) -> None:
         await shared.provider.delete_copy(location)
 
 
-@pytest.mark.parametrize("step", ["stopping the server", "upgrading the data", "starting the new version"])
-async def test_killed_at_a_step_it_is_gone_on_with(shared: Copied, step: str) -> None:
+@pytest.mark.parametrize(
+    ("step", "undone"),
+    [("stopping the server", ""), ("upgrading the data", "away"), ("starting the new version", "back")],
+)
+async def test_killed_at_a_step_it_is_gone_on_with(shared: Copied, step: str, undone: str) -> None:
     new = _new(shared)
     killed = await asyncio.create_subprocess_exec(
         sys.executable, "-m", __name__, str(shared.folder), new.version, step, cwd=ROOT
@@ -114,37 +125,25 @@ async def test_killed_at_a_step_it_is_gone_on_with(shared: Copied, step: str) ->
     assert (status.running_version, await _version(shared)) == (new.version, new.version)
     assert await shared.values("SELECT count(*) FROM kept") == [2000 + written]
     assert _manifest(shared).upgrade == ""
-    await shared.provider.roll_back(shared.spec, silent)
+    if undone:
+        await _begin_undoing(shared, back=undone == "back")
+    status = await shared.provider.roll_back(shared.spec, silent)
+    assert (status.running_version, await _version(shared)) == (shared.spec.version, shared.spec.version)
+    assert await shared.values("SELECT count(*) FROM kept") == [2000 + written]
     assert _left(shared) == set()
     await shared.execute("DELETE FROM kept WHERE n < 0")
 
 
-async def test_killed_before_it_was_written_down_it_is_gone_on_with(shared: Copied) -> None:
-    before = _manifest(shared)
-    await shared.provider.upgrade(_new(shared), silent)
-    await shared.provider.stop(shared.spec.name, silent)
-    shared.machine.manifests.save(before.replace(upgrade=_new(shared).version))
-    await shared.provider.upgrade(_new(shared), silent)
-    assert await _version(shared) == _new(shared).version
-    await shared.provider.roll_back(shared.spec, silent)
-    assert _left(shared) == set()
-
-
-@pytest.mark.parametrize("moved", ["away", "back"])
-async def test_an_undoing_that_was_broken_off_is_gone_on_with(shared: Copied, moved: str) -> None:
-    await shared.provider.upgrade(_new(shared), silent)
-    await shared.provider.stop(shared.spec.name, silent)
+async def _begin_undoing(shared: Copied, *, back: bool) -> None:
+    """What is there when the undoing is killed after the new data were moved away, or the old ones back as well."""
     folder = shared.machine.layout.instance(shared.spec.name).node("orders-1")
     kept = _manifest(shared).kept_upgrade
     assert kept is not None
+    await shared.provider.stop(shared.spec.name, silent)
+    shared.machine.manifests.save(_manifest(shared).replace(desired=Desired.RUNNING))
     folder.data.rename(folder.path / "data.discarded")
-    if moved == "back":
+    if back:
         (folder.path / kept.folder).rename(folder.data)
-    await shared.provider.roll_back(shared.spec, silent)
-    await shared.provider.start(shared.spec.name, silent)
-    assert await _version(shared) == shared.spec.version
-    assert await shared.values("SELECT count(*) FROM kept") == [2000]
-    assert _left(shared) == set()
 
 
 async def test_replicas_are_made_anew_and_the_way_back_can_be_given_up(shared: Copied) -> None:

@@ -13,7 +13,7 @@ from opsplane_server.instances.model import HighAvailability, NodeState
 from opsplane_server.instances.providers.local.engine import LocalNode
 from opsplane_server.instances.providers.local.layout import InstanceFolder
 from opsplane_server.instances.providers.local.manifest import Desired, LocalManifest, NodeEntry
-from opsplane_server.instances.providers.local.postgres import promoting, replication
+from opsplane_server.instances.providers.local.postgres import replication, timelines
 from opsplane_server.instances.providers.local.postgres.replication import Quorum
 from opsplane_server.storage.accounts import Account
 
@@ -82,10 +82,10 @@ def test_conninfo_is_quoted() -> None:
 
 @given(st.integers(0, 2**64 - 1))
 def test_positions_are_written_as_they_are_read(number: int) -> None:
-    assert promoting.position(promoting.lsn(number)) == number
+    assert timelines.position(timelines.lsn(number)) == number
 
 
 @pytest.mark.parametrize(("text", "number"), [("0/0", 0), ("0/5000148", 0x5000148), ("A/10", 0xA_0000_0010)])
 def test_positions_are_postgresqls(text: str, number: int) -> None:
-    assert promoting.position(text) == number
-    assert promoting.lsn(number) == text
+    assert timelines.position(text) == number
+    assert timelines.lsn(number) == text

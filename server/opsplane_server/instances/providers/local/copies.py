@@ -17,6 +17,7 @@ import shutil
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import psutil
@@ -85,13 +86,19 @@ def load(layout: Layout, location: str) -> CopyRecord:
     """NotFound when there is none or it is half-made; DataLoss."""
     path = folder_of(layout, location) / "copy.json"
     try:
-        return _RECORD.validate_python(json.loads(path.read_bytes()))
+        return _read(path, path.stat().st_mtime_ns)
     except FileNotFoundError:
         raise NotFound(
             f"there is no copy at '{location}'", reason="COPY_NOT_FOUND", metadata={"location": location}
         ) from None
     except (ValueError, ValidationError) as error:
         raise DataLoss(f"{path} is damaged: {error}", reason="COPY_DAMAGED") from error
+
+
+@lru_cache(maxsize=4096)
+def _read(path: Path, _changed_ns: int) -> CopyRecord:
+    """Records never change, and every look at an instance's archived log asks for all of its copies."""
+    return _RECORD.validate_python(json.loads(path.read_bytes()))
 
 
 def save(folder: CopyFolder, record: CopyRecord) -> None:

@@ -16,7 +16,7 @@ from opsplane_server.instances.model import ADMIN_USER, REPLICATION_USER
 from opsplane_server.instances.ports import Progress
 from opsplane_server.instances.providers.local import processes, programs
 from opsplane_server.instances.providers.local.engine import LocalNode
-from opsplane_server.instances.providers.local.postgres import shared_memory
+from opsplane_server.instances.providers.local.postgres import shared_memory, timelines
 from opsplane_server.instances.providers.local.postgres.replication import conninfo
 from opsplane_server.instances.providers.local.postgres.sessions import session
 from opsplane_server.instances.providers.local.programs import Installation
@@ -100,6 +100,10 @@ async def rewind(node: LocalNode, primary: LocalNode, installation: Installation
     await _end_leftovers(node)
     if not (data / "global" / "pg_control").exists() or marker.exists():
         return False  # broken off in the middle, they are neither what they were nor what they should be
+    ancestry = await timelines.ancestry(primary)
+    if not await asyncio.to_thread(timelines.agree, node, primary, ancestry[-1]):
+        log.warning("replica of another history of the same number", node=node.id, timeline=ancestry[-1])
+        return False
     if int(installation.major) < _KNOWS_PROMOTED:
         # By its control file, all that these versions look at, it is still on the timeline that it left.
         async with session(primary, timeout=_CHECKPOINT_SECONDS) as connection:
@@ -123,6 +127,8 @@ async def rewind(node: LocalNode, primary: LocalNode, installation: Installation
     except FailedPrecondition as error:
         log.warning("replica not rewound", node=node.id, error=error.message)
         return False
+    # It leaves log of the way that is given up, whose number a later primary may take again.
+    await asyncio.to_thread(timelines.remove_others, node, ancestry)
     mark_replica(node, data)
     marker.unlink()
     sync_folder(node.folder.path)

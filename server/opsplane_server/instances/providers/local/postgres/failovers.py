@@ -25,7 +25,7 @@ from opsplane_server.instances.providers.local.endpoints import LocalEndpoints
 from opsplane_server.instances.providers.local.engine import LocalNode
 from opsplane_server.instances.providers.local.machine import Machine
 from opsplane_server.instances.providers.local.manifest import LocalManifest
-from opsplane_server.instances.providers.local.postgres import promoting, replication
+from opsplane_server.instances.providers.local.postgres import promoting, replication, timelines
 from opsplane_server.instances.providers.local.postgres.building import is_replica
 from opsplane_server.instances.providers.local.postgres.fencing import fence
 from opsplane_server.instances.providers.local.postgres.sessions import (
@@ -273,7 +273,7 @@ class Failovers:
         """
         try:
             installation = await asyncio.to_thread(self._engine.installations.reachable, old.version, old.account)
-            timeline = await asyncio.to_thread(promoting.newest_timeline, old)
+            timeline = await asyncio.to_thread(timelines.newest, old)
             end = await promoting.end_of_log(old, installation, timeline, standing.replayed)
             if end is not None and end > standing.position:
                 await asyncio.to_thread(promoting.copy_log, old, new, timeline, standing.position, end)
@@ -291,7 +291,7 @@ class Failovers:
     async def _lost(self, old: LocalNode, new: LocalNode) -> int | None:
         """What the dead primary had in its log beyond the place where the new one took over."""
         try:
-            parted = await asyncio.to_thread(promoting.parting, new, await promoting.timeline(new))
+            parted = await asyncio.to_thread(timelines.parting, new, await timelines.timeline(new))
         except Unavailable:
             return None
         if parted is None:

@@ -16,6 +16,7 @@ from opsplane_server.instances.providers.local import programs
 from opsplane_server.instances.providers.local.engine import LocalNode
 from opsplane_server.instances.providers.local.postgres.replication import Quorum
 from opsplane_server.instances.providers.local.postgres.sessions import Standing, session, standings
+from opsplane_server.instances.providers.local.postgres.timelines import SEGMENT, lsn, position
 from opsplane_server.instances.providers.local.programs import Installation
 from opsplane_server.storage.accounts import sync_folder
 
@@ -28,7 +29,6 @@ _POLL_SECONDS = 0.005
 _PROMOTE_SECONDS = 60.0
 _WRITE_SECONDS = 15.0
 _PAGE = 8192
-_SEGMENT = re.compile(r"[0-9A-F]{24}")
 
 
 async def received(candidates: Sequence[LocalNode], needed: Quorum) -> Mapping[str, Standing]:
@@ -122,21 +122,6 @@ def shutdown_checkpoint(node: LocalNode, facts: Mapping[str, str]) -> int:
     return position(facts["Latest checkpoint location"])
 
 
-async def timeline(node: LocalNode) -> int:
-    """That of a primary. Unavailable."""
-    async with session(node) as connection:
-        segment = await connection.fetchval("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")
-    return int(segment[:8], 16)
-
-
-def newest_timeline(node: LocalNode) -> int:
-    """The timeline that a server wrote last, by the names of its log's files. FileNotFoundError. Blocks."""
-    names = [name for name in os.listdir(node.folder.data / "pg_wal") if _SEGMENT.fullmatch(name)]
-    if not names:
-        raise FileNotFoundError(f"{node.id} has no log")
-    return int(max(names)[:8], 16)
-
-
 def copy_log(old: LocalNode, new: LocalNode, timeline: int, start: int, end: int) -> None:
     """Adds the log from `start` to `end` to a replica's, which replays all that it has before it becomes a primary.
 
@@ -182,34 +167,9 @@ def _limit(folder: Path, timeline: int, start: int) -> int:
 
 def _segment_size(folder: Path) -> int:
     """The size of the log's files: it is the same for all of them."""
-    return next((folder / name).stat().st_size for name in os.listdir(folder) if _SEGMENT.fullmatch(name))
+    return next((folder / name).stat().st_size for name in os.listdir(folder) if SEGMENT.fullmatch(name))
 
 
 def _segment_name(timeline: int, place: int, size: int) -> str:
     number, each = place // size, 2**32 // size
     return f"{timeline:08X}{number // each:08X}{number % each:08X}"
-
-
-def parting(node: LocalNode, timeline: int) -> tuple[int, int] | None:
-    """The timeline that a promoted server left for `timeline`, and where; None if that can not be read."""
-    try:
-        lines = _history(node.folder.data, timeline).read_text().splitlines()
-    except FileNotFoundError:
-        return None
-    words = [line.split() for line in lines if line.strip() and not line.startswith("#")]
-    return (int(words[-1][0]), position(words[-1][1])) if words else None
-
-
-def _history(data: Path, timeline: int) -> Path:
-    return data / "pg_wal" / f"{timeline:08X}.history"
-
-
-def position(text: str) -> int:
-    """The number of `0/5000148`."""
-    high, low = text.split("/")
-    return int(high, 16) << 32 | int(low, 16)
-
-
-def lsn(number: int) -> str:
-    """The opposite of `position`."""
-    return f"{number >> 32:X}/{number & 0xFFFFFFFF:X}"

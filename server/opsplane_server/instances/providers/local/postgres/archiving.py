@@ -89,8 +89,8 @@ def parameters(layout: Layout, spec: InstanceSpec, data: Path, account: Account)
         private_folder(folder.parent, account)
         private_folder(folder, account)
         settings |= {"archive_command": _archive_command(folder), "archive_timeout": _TIMEOUT}
-    # A promotion waits for the summaries of the log before, and those of a server that was promoted earlier never come:
-    # the file that they need has another name since. Then no replica could take over, and the log would be kept for ever.
+    # A promotion waits for the summaries of the log before, and those of a server that was promoted earlier never
+    # come: the file that they need has another name since. No replica could take over, and all log would be kept.
     promoted = any((data / "pg_wal").glob("*.partial"))
     if major_version(data) >= INCREMENTAL_FROM and spec.high_availability is None and not promoted:
         # Incremental copies are made from these summaries; they are small.

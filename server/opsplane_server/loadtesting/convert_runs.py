@@ -19,6 +19,7 @@ from opsplane_server.loadtesting.convert import (
     target_to_proto,
     timestamp,
 )
+from opsplane_server.loadtesting.k6.loads import target_rate
 from opsplane_server.loadtesting.metrics.figures import CallStats, ResponseTimes
 from opsplane_server.loadtesting.metrics.results import MissedTarget, Range, ResultStats, RunResults, Verdict
 from opsplane_server.loadtesting.metrics.windows import SeriesStats, Window
@@ -140,6 +141,7 @@ def _missed(target: MissedTarget) -> metrics_pb2.MissedTarget:
 
 
 def _results(run: Run, results: RunResults, *, full: bool) -> metrics_pb2.RunResults:
+    rates = {scenario.name: target_rate(run.plan.test, scenario) for scenario in run.plan.test.scenarios}
     endpoints = {
         scenario.name: endpoint for scenario, endpoint in zip(run.plan.test.scenarios, run.plan.endpoints, strict=True)
     }
@@ -152,6 +154,7 @@ def _results(run: Run, results: RunResults, *, full: bool) -> metrics_pb2.RunRes
                 endpoint=endpoints.get(one.name, ""),
                 duration=duration(one.duration),
                 stats=_result_stats(one.stats),
+                target_tps=rates.get(one.name, 0.0),
             )
             for one in results.scenarios
             if full

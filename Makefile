@@ -61,7 +61,7 @@ proto: $(STAMP) ## generate the Python stubs from the protos
 lock: $(STAMP) ## renew requirements.lock (ARGS=--upgrade for newer versions)
 	@$(PY) scripts/lock.py $(ARGS)
 
-bench: $(STAMP) ## measure (PART=loadtest|logs|shipper|search|transfers|databases|rpc; default all) into build/bench.json
+bench: $(STAMP) ## measure (PART=loadtest|logs|shipper|search|transfers|databases|comparison|rpc; default all) into build/bench.json
 	@$(PY) -m tests.bench $(PART)
 
 soak: $(STAMP) ## run a load test for long and watch the memory (ARGS="--minutes 30")

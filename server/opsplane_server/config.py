@@ -262,7 +262,7 @@ class LoadTestingSettings(_Section):
         default=24,
         gt=0,
         le=8760,
-        description="How long after a run's end its windows are joined from one second to ten, to save space",
+        description="How long after a run's end its windows are joined from one second to ten at most, to save space",
     )
     max_concurrent_runs: int = Field(default=10, ge=1, le=1000, description="Runs at a time on this machine")
 

@@ -17,6 +17,7 @@ from opsplane_server.loadtesting.convert import (
     target_from_proto,
     target_to_proto,
 )
+from opsplane_server.loadtesting.k6.loads import target_rate
 from opsplane_server.loadtesting.metrics.figures import CallStats, ResponseTimes
 from opsplane_server.loadtesting.metrics.results import MissedTarget, Range, ResultStats, RunResults, Verdict
 from opsplane_server.loadtesting.metrics.windows import SeriesStats, Window
@@ -139,6 +140,7 @@ def _missed(target: MissedTarget) -> metrics_pb2.MissedTarget:
 
 
 def _results(run: Run, results: RunResults, *, full: bool) -> metrics_pb2.RunResults:
+    rates = {scenario.name: target_rate(run.plan.test, scenario) for scenario in run.plan.test.scenarios}
     endpoints = {
         scenario.name: endpoint for scenario, endpoint in zip(run.plan.test.scenarios, run.plan.endpoints, strict=True)
     }
@@ -151,6 +153,7 @@ def _results(run: Run, results: RunResults, *, full: bool) -> metrics_pb2.RunRes
                 endpoint=endpoints.get(one.name, ""),
                 duration=duration(one.duration),
                 stats=_result_stats(one.stats),
+                target_tps=rates.get(one.name, 0.0),
             )
             for one in results.scenarios
             if full

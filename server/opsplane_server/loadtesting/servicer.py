@@ -18,11 +18,13 @@ from opsplane.loadtesting.v1 import (
 )
 
 from opsplane_server.errors import Unimplemented
-from opsplane_server.loadtesting import convert, convert_runs, names
+from opsplane_server.loadtesting import convert, convert_reports, convert_runs, names
+from opsplane_server.loadtesting.comparison.comparing import Comparisons
 from opsplane_server.loadtesting.metrics.results import Verdict
 from opsplane_server.loadtesting.model import RunPlan, RunState
 from opsplane_server.loadtesting.ports import ProjectStore, RunStore, SpecStore
 from opsplane_server.loadtesting.projects import Projects
+from opsplane_server.loadtesting.reports.exporting import Format, Reports
 from opsplane_server.loadtesting.runs import Runs
 from opsplane_server.loadtesting.specs import Specs, describe
 from opsplane_server.loadtesting.supervise import generator_names, is_overdue
@@ -48,6 +50,10 @@ RUN_FILTER: dict[str, FieldType | Collection[str]] = {
     "title": FieldType.STRING,
     "creator": FieldType.STRING,
     "create_time": FieldType.TIME,
+}
+FORMATS = {
+    reports_pb2.REPORT_FORMAT_UNSPECIFIED: Format.HTML,
+    **{reports_pb2.ReportFormat.Value(f"REPORT_FORMAT_{form.value}"): form for form in Format},
 }
 
 
@@ -76,6 +82,8 @@ class LoadTestingServicer(loadtesting_pb2_grpc.LoadTestingServicer):
         self._spec_store = spec_store
         self._run_store = run_store
         self._job_warning = job_warning
+        self._comparisons = Comparisons(run_store)
+        self._reports = Reports(run_store, self._comparisons)
 
     # --- projects
 
@@ -265,6 +273,30 @@ class LoadTestingServicer(loadtesting_pb2_grpc.LoadTestingServicer):
             ],
             next_page_token=_next("ListJobs", found, page.size),
         )
+
+    # --- comparison and reports
+
+    async def CompareRuns(
+        self, request: reports_pb2.CompareRunsRequest, context: Context
+    ) -> reports_pb2.CompareRunsResponse:
+        """Reads the windows of all runs that it compares."""
+        tolerances = convert_reports.tolerances_from_proto(request)
+        if request.runs:
+            found = await self._comparisons.named(request.parent, request.runs, request.baseline, tolerances)
+        else:
+            found = await self._comparisons.last(
+                request.parent, request.last, request.title, request.baseline, tolerances
+            )
+        return convert_reports.comparison_to_proto(found)
+
+    async def ExportReport(
+        self, request: reports_pb2.ExportReportRequest, context: Context
+    ) -> AsyncIterator[reports_pb2.ExportReportResponse]:
+        """Sends the file in parts."""
+        async for part in self._reports.export(request.name, FORMATS[request.format], request.baseline):
+            yield reports_pb2.ExportReportResponse(
+                file_name=part.file_name, content_type=part.content_type, content=part.content
+            )
 
     async def _planned(self, parent: str, message: runs_pb2.Run) -> tuple[RunPlan, str]:
         if message.HasField("user_load"):

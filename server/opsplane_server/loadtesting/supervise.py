@@ -20,11 +20,12 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 
 from opsplane_server.errors import FailedPrecondition, NotFound, OpsplaneError, Unavailable
+from opsplane_server.loadtesting.effort import Effort
 from opsplane_server.loadtesting.k6.requests import credential_environment
 from opsplane_server.loadtesting.k6.wrapping import wrap
 from opsplane_server.loadtesting.metrics.results import RunFold, RunResults, Verdict
 from opsplane_server.loadtesting.metrics.rows import ExportRow
-from opsplane_server.loadtesting.metrics.targets import SustainedTargets, judge
+from opsplane_server.loadtesting.metrics.targets import SustainedTargets, judge, why_invalid
 from opsplane_server.loadtesting.metrics.windows import WindowAssembler
 from opsplane_server.loadtesting.model import LogLine, Outcome, Run, RunEnd, RunState
 from opsplane_server.loadtesting.ports import RunStore
@@ -53,6 +54,8 @@ TARGET_MISSED = "TARGET_MISSED"
 
 # What k6 writes of a call that got no answer.
 _NO_ANSWER = "Request Failed"
+
+_EXHAUSTED = "the load generator had no CPU left for most of the run: it was the limit, and its figures are its own"
 
 _BATCH = 500
 _CONSOLE_BYTES = 256 * 1024
@@ -179,8 +182,9 @@ class RunSupervisor:
     async def _see_through(self, execution: Execution, run: Run, generators: list[str]) -> None:
         """Waits for the end of the load, brings it about where it must, and ends the run."""
         why, warned = "", False
+        effort = Effort()
         sustained = _Sustained(self._store, run)
-        while not why and await self._any_runs(generators):
+        while not why and await self._any_runs(generators, effort):
             assert run.start_time is not None
             now = datetime.now(UTC)
             if execution.cancel_requested:
@@ -203,7 +207,7 @@ class RunSupervisor:
                 await self._store.append_log(run.key, [_event(f"load generator stopped: {why}")])
             self._signal.notify()
             await asyncio.gather(*(self._again(partial(self._runner.stop, generator)) for generator in generators))
-        end, lines = await self._ending(run, generators, why)
+        end, lines = await self._ending(run, generators, why, exhausted=effort.exhausted)
         async with execution.transaction():
             await self._store.append_log(run.key, [*lines, _event(f"run ended: {end.state.value}")])
             await self._store.end_run(run.name, end)
@@ -223,10 +227,17 @@ class RunSupervisor:
         except Unavailable as error:
             raise FailedPrecondition(error.message, reason="GENERATOR_UNAVAILABLE") from error
 
-    async def _any_runs(self, generators: list[str]) -> bool:
-        return any([isinstance(await self._runner.poll(generator), Running) for generator in generators])
+    async def _any_runs(self, generators: list[str], effort: Effort) -> bool:
+        running = False
+        for generator in generators:
+            status = await self._runner.poll(generator)
+            effort.note(generator, status, time.monotonic())
+            running |= isinstance(status, Running)
+        return running
 
-    async def _ending(self, run: Run, generators: list[str], why: str) -> tuple[RunEnd, list[LogLine]]:
+    async def _ending(
+        self, run: Run, generators: list[str], why: str, *, exhausted: bool
+    ) -> tuple[RunEnd, list[LogLine]]:
         """How the run ended, and what its load generators wrote."""
         endings, lines = [], []
         for generator in generators:
@@ -268,7 +279,11 @@ class RunSupervisor:
             return RunEnd(RunState.FAILED, Verdict.INVALID, outcome, "TARGET_UNREACHABLE", unreachable), lines
         if any(ending.reason == THRESHOLDS_CROSSED for ending in endings) and verdict is Verdict.PASSED:
             verdict = Verdict.FAILED
-        return RunEnd(RunState.COMPLETED, verdict, outcome, notes=_notes(endings)), lines
+        invalid = why_invalid(results, run.plan.test)
+        if exhausted:
+            verdict, invalid = Verdict.INVALID, _EXHAUSTED
+        notes = (*_notes(endings), *([invalid] if invalid else []))
+        return RunEnd(RunState.COMPLETED, verdict, outcome, notes=notes), lines
 
     async def _rows(self, run: Run) -> AsyncGenerator[ExportRow, None]:
         """All rows of a run whose load generators have ended: what they were answered is committed."""

@@ -31,6 +31,8 @@ class FakeRunner:
     started: dict[str, Status] = field(default_factory=dict)
     specs: list[GeneratorSpec] = field(default_factory=list)
     cleaned: list[str] = field(default_factory=list)
+    polls: int = 0
+    busy: bool = False
 
     async def version(self) -> str:
         return "k6 of a test"
@@ -44,6 +46,9 @@ class FakeRunner:
             self.started[spec.name] = Running()
 
     async def poll(self, name: str) -> Status:
+        self.polls += 1
+        if self.busy and isinstance(self.started.get(name), Running):
+            return Running(cpu_seconds=1000.0 * self.polls, cpus=2.0)
         if name not in self.started:
             raise NotFound.resource(name)
         return self.started[name]
@@ -180,3 +185,21 @@ async def test_bad_end_fails_the_run_with_its_reason(
         run = await ended(loadtesting, name)
     assert (run.state, run.failure_reason) == (runs_pb2.RUN_STATE_FAILED, reason)
     assert run.verdict == runs_pb2.VERDICT_INVALID
+
+
+async def test_run_whose_generator_has_no_cpu_left_is_not_judged(
+    loadtesting: LoadTesting, box: SecretBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A look at a generator counts for as long as it is since the last one.
+    monkeypatch.setattr("opsplane_server.loadtesting.effort.SHORTEST_SECONDS", 0.01)
+    monkeypatch.setattr("opsplane_server.loadtesting.effort.STEP_SECONDS", 0.001)
+    runner = FakeRunner(busy=True)
+    async with supervising(loadtesting, runner, box):
+        name = await created(loadtesting)
+        await until(lambda: len(runner.specs) == 1)
+        seen = runner.polls
+        await until(lambda: runner.polls > seen + 10)
+        runner.end(Exited(0))
+        run = await ended(loadtesting, name)
+    assert (run.state, run.verdict) == (runs_pb2.RUN_STATE_COMPLETED, runs_pb2.VERDICT_INVALID)
+    assert any("no CPU left" in note for note in run.notes)

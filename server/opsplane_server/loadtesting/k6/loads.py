@@ -116,6 +116,26 @@ def thresholds(test: LoadTest) -> dict[str, JsonValue]:
     return found
 
 
+def target_rate(test: LoadTest, scenario: Scenario) -> float:
+    """Calls a second that an arrival rate asks for, mean over its course; 0 for other executors."""
+    if scenario.executor is Executor.CONSTANT_ARRIVAL_RATE:
+        return float(_rate(test, scenario))
+    if scenario.executor is not Executor.RAMPING_ARRIVAL_RATE:
+        return 0.0
+    before, calls = 0, 0.0
+    for stage in scenario.stages:
+        calls += (before + stage.target) / 2 * stage.duration.total_seconds()
+        before = stage.target
+    return calls / _length(scenario).total_seconds()
+
+
+def planned_calls(test: LoadTest) -> float | None:
+    """How many calls arrival rates ask for; None where there are other executors too, whose calls nobody knows."""
+    if not test.scenarios or not all(scenario.executor.arrival_rate for scenario in test.scenarios):
+        return None
+    return sum(target_rate(test, scenario) * _length(scenario).total_seconds() for scenario in test.scenarios)
+
+
 def duration(span: timedelta) -> str:
     """A time span as k6 reads it: `30s`, or `1500ms` where it is no whole number of seconds."""
     milliseconds = round(span / timedelta(milliseconds=1))

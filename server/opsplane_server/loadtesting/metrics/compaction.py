@@ -15,8 +15,20 @@ from opsplane_server.loadtesting.metrics.rows import ExportRow, Series, capped
 
 COMPACT_SECONDS = 10
 
+# Short runs are joined less: their course would be lost, and comparison with them needs slices of their time.
+LEAST_WINDOWS = 40
+
 # A gap between two rows stays one: time of which no figures came is not covered by a joined row.
 _GAP = SECOND // 2
+
+
+def joined_seconds(rows: Iterable[ExportRow]) -> int:
+    """How long joined rows of a run may be: up to ten seconds, and a fortieth of the run."""
+    times = [(row.start_unix_nano, row.time_unix_nano) for row in rows]
+    if not times:
+        return COMPACT_SECONDS
+    span = max(end for _, end in times) - min(start for start, _ in times)
+    return min(COMPACT_SECONDS, round(span / SECOND / LEAST_WINDOWS))
 
 
 def compact(rows: Iterable[ExportRow], seconds: int = COMPACT_SECONDS) -> list[ExportRow]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from opsplane_server.loadtesting.definitions import LoadTest, Target, TargetMetric
+from opsplane_server.loadtesting.k6.loads import planned_calls
 from opsplane_server.loadtesting.metrics.figures import SECOND, CallStats, ResponseTimes
 from opsplane_server.loadtesting.metrics.results import MissedTarget, ResultStats, RunResults, Verdict
 from opsplane_server.loadtesting.metrics.windows import Window
@@ -14,10 +15,27 @@ from opsplane_server.loadtesting.metrics.windows import Window
 # A run that could not start more than this share of its iterations did not put the load on that was asked for.
 MAX_DROPPED_RATIO = 0.01
 
+# Arrival rates are kept by a clock: who starts fewer calls than this share less does not keep up.
+MAX_SHORTAGE_RATIO = 0.05
+
 # The length of a load is known to a fraction of a window, so a rate is not known better than this.
 TPS_TOLERANCE = 0.01
 
 _MILLISECOND = timedelta(milliseconds=1)
+
+
+def all_targets(test: LoadTest) -> list[Target]:
+    """Everything that a run is judged by: its targets, `target_tps` and those of its scenarios."""
+    return [*(target for target in test.targets if target.sustained is not None), *_final_targets(test)]
+
+
+def in_words(target: Target) -> str:
+    """The target as people read it: `p95 of login <= 500 ms for 30 s`."""
+    unit = {TargetMetric.TPS: " calls/s", TargetMetric.ERROR_RATIO: ""}.get(target.metric, " ms")
+    relation = ">=" if target.metric is TargetMetric.TPS else "<="
+    of = f" of {target.scenario}" if target.scenario else ""
+    lasting = f" for {target.sustained.total_seconds():g} s" if target.sustained is not None else ""
+    return f"{target.metric.value}{of} {relation} {target.limit:g}{unit}{lasting}"
 
 
 def judge(
@@ -25,8 +43,8 @@ def judge(
 ) -> tuple[Verdict, tuple[MissedTarget, ...]]:
     """The verdict on a run that ended by itself, with the targets that it missed.
 
-    INVALID when nothing was called at all, or more than 1% of the iterations were dropped: figures of another load
-    than asked for prove nothing. `sustained` are those that `SustainedTargets` found.
+    INVALID when the load was not what was asked for, see `why_invalid`. `sustained` are those that `SustainedTargets`
+    found.
     """
     stats = {scenario.name: scenario.stats for scenario in results.scenarios} | {"": results.total}
     missed = [*sustained]
@@ -34,10 +52,31 @@ def judge(
         actual = _final_figure(target.metric, stats.get(target.scenario))
         if actual is not None and _beyond(target, actual):
             missed.append(_missed(target, actual))
-    attempts = results.iterations + results.dropped_iterations
-    if not (results.total.requests or attempts) or results.dropped_iterations > MAX_DROPPED_RATIO * attempts:
+    if why_invalid(results, test):
         return Verdict.INVALID, tuple(missed)
     return (Verdict.FAILED if missed else Verdict.PASSED), tuple(missed)
+
+
+def why_invalid(results: RunResults, test: LoadTest) -> str:
+    """Why the figures of a run that ended by itself prove nothing, in words: they are of another load than asked for.
+
+    Empty where they do: something was called, up to 1% of the iterations were dropped for want of virtual users, and
+    arrival rates were kept up with but for 5%, so that the load generator was not the limit.
+    """
+    attempts = results.iterations + results.dropped_iterations
+    if not (results.total.requests or attempts):
+        return "nothing was called"
+    if results.dropped_iterations > MAX_DROPPED_RATIO * attempts:
+        share = f"{results.dropped_iterations / attempts:.1%}"
+        return (
+            f"{share} of the iterations could not start, for want of virtual users: the load was not what was asked for"
+        )
+    planned = planned_calls(test)
+    # Calls under way at the end are not counted as iterations.
+    under_way = results.vus.max if results.vus else 0.0
+    if planned is not None and attempts + under_way < (1 - MAX_SHORTAGE_RATIO) * planned:
+        return f"only {attempts:,} of {planned:,.0f} calls were made in time: the load generator was the limit"
+    return ""
 
 
 @dataclass(slots=True)
@@ -161,9 +200,4 @@ def _beyond(target: Target, actual: float) -> bool:
 
 
 def _missed(target: Target, actual: float) -> MissedTarget:
-    unit = {TargetMetric.TPS: " calls/s", TargetMetric.ERROR_RATIO: ""}.get(target.metric, " ms")
-    relation = ">=" if target.metric is TargetMetric.TPS else "<="
-    of = f" of {target.scenario}" if target.scenario else ""
-    lasting = f" for {target.sustained.total_seconds():g} s" if target.sustained is not None else ""
-    words = f"{target.metric.value}{of} {relation} {target.limit:g}{unit}{lasting}"
-    return MissedTarget(words, target.scenario, target.limit, actual)
+    return MissedTarget(in_words(target), target.scenario, target.limit, actual)

@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,99}\Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\Z")
 _OWN_FILES = {"alive", "started", "removed", "exit", "exit.new", "console.log", "console.1.log"}
+_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 _LOOK_SECONDS = 0.05
 _KILL_SECONDS = 10.0
 _BARRED_SECONDS = 24 * 3600.0
@@ -54,6 +55,7 @@ class LocalRunner:
         self._max_console_bytes = max_console_bytes
         self._k6: K6 | None = None
         self._children: dict[str, int] = {}  # launchers to take out of the process table
+        self._processes: dict[str, psutil.Process] = {}  # k6 itself, once it was seen
 
     async def version(self) -> str:
         """See the port."""
@@ -165,8 +167,9 @@ class LocalRunner:
         folder = self._path(name)
         # The order matters: what was started before the look at the lock, and does not live, has ended.
         started = (folder / "started").exists()
-        if _living(folder) is not None:
-            return Running()
+        launcher_pid = _living(folder)
+        if launcher_pid is not None:
+            return Running(self._cpu_seconds(name, launcher_pid), _cpus())
         self._reap(name)
         with suppress(FileNotFoundError):
             return Exited(int((folder / "exit").read_text()))
@@ -178,7 +181,19 @@ class LocalRunner:
                 orphan.kill()
         return Lost()
 
+    def _cpu_seconds(self, name: str, launcher_pid: int) -> float | None:
+        """The CPU time of k6; None when it has not started yet, or ends just now."""
+        with suppress(psutil.Error):
+            if launcher_pid and name not in self._processes:
+                for child in psutil.Process(launcher_pid).children():
+                    self._processes[name] = child
+            if name in self._processes:
+                times = self._processes[name].cpu_times()
+                return float(times.user + times.system)
+        return None
+
     def _reap(self, name: str) -> None:
+        self._processes.pop(name, None)
         pid = self._children.pop(name, None)
         if pid is not None:
             os.waitpid(pid, 0)
@@ -193,6 +208,15 @@ class LocalRunner:
             if not signalled:
                 signalled = await asyncio.to_thread(_signal, self._path(name), number)
             await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _cpus() -> float:
+    """How many CPUs a process of ours may use: those of the machine, or what its container may have of them."""
+    cpus = float(len(os.sched_getaffinity(0)))
+    with suppress(OSError, ValueError):
+        quota, period = _CPU_LIMIT.read_text().split()
+        cpus = min(cpus, float(quota) / float(period))  # `max` is no number: no limit
+    return cpus
 
 
 def _bar(folder: Path) -> None:

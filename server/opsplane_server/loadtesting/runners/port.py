@@ -61,7 +61,13 @@ class GeneratorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """It runs, or is about to."""
+    """It runs, or is about to.
+
+    `cpu_seconds` is the CPU time that it has used, None while that is not known, `cpus` how many it may use at a time.
+    """
+
+    cpu_seconds: float | None = field(default=None, compare=False)
+    cpus: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

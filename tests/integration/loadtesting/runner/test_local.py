@@ -48,12 +48,18 @@ def assert_complete(receiver: Receiver, api: Api, vus: int = 3) -> None:
     assert api.calls - vus <= receiver.requests <= api.calls
 
 
+async def cpu_time_is_known(runner: LocalRunner) -> bool:
+    status = await runner.poll("run-1")
+    return isinstance(status, Running) and bool(status.cpu_seconds) and status.cpus > 0
+
+
 async def test_a_load_runs_to_its_end(api: Api, receiver: Receiver, runner: LocalRunner) -> None:
     await runner.start(spec(constant("1s"), Exporter(receiver.address, "t"), api=api.url))
     _, k6 = processes(runner)
     pid = k6.pid
 
     assert await runner.poll("run-1") == Running()
+    await until(lambda: cpu_time_is_known(runner))
     assert os.getsid(pid) != os.getsid(0)
     assert "t" not in k6.cmdline()
     assert stat.S_IMODE(folder_of(runner).stat().st_mode) == 0o700

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from opsplane_server.loadtesting.metrics.compaction import COMPACT_SECONDS, compact
+from opsplane_server.loadtesting.metrics.compaction import COMPACT_SECONDS, compact, joined_seconds
 from opsplane_server.loadtesting.metrics.figures import SECOND
 from opsplane_server.loadtesting.metrics.histograms import Histogram, merge
 from opsplane_server.loadtesting.metrics.results import RunFold
@@ -63,3 +64,13 @@ def test_time_without_figures_stays_a_gap() -> None:
     for one in compact(rows):
         fold.add(one)
     assert "4.0 s" in fold.results().incomplete_reason
+
+
+@pytest.mark.parametrize(("seconds", "length"), [(20, 0), (60, 2), (200, 5), (400, 10), (2000, 10)])
+def test_short_runs_are_joined_less(seconds: int, length: int) -> None:
+    rows = [row(second, [5.0]) for second in range(seconds)]
+    assert joined_seconds(rows) == length
+    joined = compact(rows, length)
+    assert len(joined) >= min(seconds, 30)
+    assert sum(one.iterations for one in joined) == sum(one.iterations for one in rows)
+    assert joined_seconds([]) == COMPACT_SECONDS

@@ -1,4 +1,4 @@
-"""`opsplane loadtest`: projects, specifications, endpoints, and the runs of `opsplane.cli.runs`."""
+"""`opsplane loadtest`: projects, specifications, endpoints, the runs of `opsplane.cli.runs`, and their reports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 import grpc
 from google.protobuf.empty_pb2 import Empty
 
-from opsplane.cli import jobs, runs
+from opsplane.cli import jobs, reports, runs
 from opsplane.cli.endpoints import spec_of
 from opsplane.cli.names import PROJECT, project_option, spec_name
 from opsplane.cli.output import clean, console, local_time, more, one_line, print_json, short, table
@@ -248,6 +248,9 @@ for command in (
     runs.run,
     runs.watch,
     runs.show,
+    reports.compare,
+    reports.check,
+    reports.report,
     runs.history,
     runs.cancel,
     runs.delete,

@@ -60,6 +60,10 @@ def _report(run: runs_pb2.Run, progress: Progress | None) -> Iterable[Renderable
         if results.dropped_iterations:
             facts.append(f"dropped iterations {results.dropped_iterations:,}")
         yield Text("  ".join(facts))
+        for part in results.scenarios:
+            if part.target_tps:
+                reached = f"{rate(part.stats.tps.avg)} of {rate(part.target_tps)} calls a second"
+                yield Text(f"{one_line(part.name)}: {reached}", style="" if _kept_up(part) else "yellow")
         if progress is not None and len(progress.tps) > 1:
             yield Text(f"tps  {sparkline(list(progress.tps), _SPARK_WIDTH)}", style="cyan")
             yield Text(f"p95  {sparkline(list(progress.p95), _SPARK_WIDTH)}", style="magenta")
@@ -67,6 +71,10 @@ def _report(run: runs_pb2.Run, progress: Progress | None) -> Iterable[Renderable
         yield results_table(results)
         if results.incomplete_reason:
             yield Text(f"incomplete: {clean(results.incomplete_reason)}", style="yellow")
+
+
+def _kept_up(part: metrics_pb2.ScenarioResults) -> bool:
+    return part.stats.tps.avg >= 0.99 * part.target_tps
 
 
 def _reasons(run: runs_pb2.Run) -> Iterable[Text]:

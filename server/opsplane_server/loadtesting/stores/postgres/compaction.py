@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from opsplane_server.loadtesting import names
-from opsplane_server.loadtesting.metrics.compaction import compact
+from opsplane_server.loadtesting.metrics.compaction import compact, joined_seconds
 from opsplane_server.loadtesting.metrics.packing import pack, unpack
 from opsplane_server.storage.database import Database
 
@@ -30,7 +30,8 @@ class PostgresWindowCompaction:
             rows = await connection.fetch(
                 "DELETE FROM loadtesting.windows WHERE run_key = $1 RETURNING data", run["key"]
             )
-            joined = compact(unpack(row["data"]) for row in rows)
+            unpacked = [unpack(row["data"]) for row in rows]
+            joined = compact(unpacked, joined_seconds(unpacked))
             await connection.executemany(
                 "INSERT INTO loadtesting.windows (run_key, instance, time_nano, data) VALUES ($1, $2, $3, $4)",
                 [(run["key"], row.instance, row.time_unix_nano, pack(row)) for row in joined],

@@ -386,10 +386,15 @@ class ScenarioResults(_message.Message):
     ENDPOINT_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
     STATS_FIELD_NUMBER: _builtins.int
+    TARGET_TPS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the scenario."""
     endpoint: _builtins.str
     """The endpoint that it called, as it was at the time; empty for a script of the user's own."""
+    target_tps: _builtins.float
+    """Calls a second that its arrival rate asked for, mean over its course; `stats.tps.avg` is what was reached. 0 without
+    an arrival rate.
+    """
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
         """How long its load lasted."""
@@ -405,10 +410,11 @@ class ScenarioResults(_message.Message):
         endpoint: _builtins.str = ...,
         duration: _duration_pb2.Duration | None = ...,
         stats: Global___ResultStats | None = ...,
+        target_tps: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "stats", b"stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "endpoint", b"endpoint", "name", b"name", "stats", b"stats"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "endpoint", b"endpoint", "name", b"name", "stats", b"stats", "target_tps", b"target_tps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

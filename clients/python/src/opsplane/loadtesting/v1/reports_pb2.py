@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from opsplane.loadtesting.v1 import metrics_pb2 as opsplane_dot_loadtesting_dot_v1_dot_metrics__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%opsplane/loadtesting/v1/reports.proto\x12\x17opsplane.loadtesting.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%opsplane/loadtesting/v1/metrics.proto\"N\n\x0fListJobsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\"W\n\x10ListJobsResponse\x12*\n\x04jobs\x18\x01 \x03(\x0b\x32\x1c.opsplane.loadtesting.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x81\x01\n\x03Job\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12\x10\n\x08provider\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07overdue\x18\x06 \x01(\x08\"\xb0\x04\n\x12\x43ompareRunsRequest\x12\x45\n\x06parent\x18\x01 \x01(\tB5\xe2\x41\x01\x02\xbaH.r,2*^projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12m\n\x04runs\x18\x02 \x03(\tB_\xbaH\\\x92\x01Y\x10\x32\x18\x01\"SrQ2O^projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/runs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12k\n\x08\x62\x61seline\x18\x03 \x01(\tBY\xbaHVrQ2O^projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/runs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\xd8\x01\x01\x12\x17\n\x04last\x18\x04 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x32(\x00\x12\x17\n\x05title\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x30\n\x0ftolerance_ratio\x18\x06 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x11\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00:\x92\x01\xbaH\x8e\x01\x1a\x8b\x01\n\x11\x63ompare_runs.runs\x12\x1egive two or more runs, or last\x1aV(this.runs.size() >= 2 && this.last == 0) || (this.runs.size() == 0 && this.last >= 2)\"d\n\x13\x43ompareRunsResponse\x12\x10\n\x08\x62\x61seline\x18\x01 \x01(\t\x12;\n\x0b\x63omparisons\x18\x02 \x03(\x0b\x32&.opsplane.loadtesting.v1.RunComparison\"\x85\x01\n\rRunComparison\x12\x0b\n\x03run\x18\x01 \x01(\t\x12/\n\x06\x63hange\x18\x02 \x01(\x0e\x32\x1f.opsplane.loadtesting.v1.Change\x12\x36\n\x07\x66igures\x18\x03 \x03(\x0b\x32%.opsplane.loadtesting.v1.FigureChange\"\xd0\x01\n\x0c\x46igureChange\x12\x0e\n\x06series\x18\x01 \x01(\t\x12\x0e\n\x06\x66igure\x18\x02 \x01(\t\x12\x16\n\x0e\x62\x61seline_value\x18\x03 \x01(\x01\x12\r\n\x05value\x18\x04 \x01(\x01\x12\x14\n\x0c\x63hange_ratio\x18\x05 \x01(\x01\x12\x32\n\nconfidence\x18\x06 \x01(\x0b\x32\x1e.opsplane.loadtesting.v1.Range\x12/\n\x06\x63hange\x18\x07 \x01(\x0e\x32\x1f.opsplane.loadtesting.v1.Change\"\xad\x02\n\x13\x45xportReportRequest\x12h\n\x04name\x18\x01 \x01(\tBZ\xe2\x41\x01\x02\xbaHSrQ2O^projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/runs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12?\n\x06\x66ormat\x18\x02 \x01(\x0e\x32%.opsplane.loadtesting.v1.ReportFormatB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12k\n\x08\x62\x61seline\x18\x03 \x01(\tBY\xbaHVrQ2O^projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/runs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\xd8\x01\x01\"P\n\x14\x45xportReportResponse\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c*V\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x43HANGE_NONE\x10\x01\x12\x11\n\rCHANGE_BETTER\x10\x02\x12\x10\n\x0c\x43HANGE_WORSE\x10\x03*\xac\x01\n\x0cReportFormat\x12\x1d\n\x19REPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12REPORT_FORMAT_HTML\x10\x01\x12\x15\n\x11REPORT_FORMAT_CSV\x10\x02\x12\x1d\n\x19REPORT_FORMAT_CSV_HISTORY\x10\x03\x12\x16\n\x12REPORT_FORMAT_JSON\x10\x04\x12\x17\n\x13REPORT_FORMAT_JUNIT\x10\x05\x42|\n\x1b\x64\x65v.opsplane.loadtesting.v1B\x0cReportsProtoP\x01ZMgithub.com/opsplane/opsplane/clients/go/opsplane/loadtesting/v1;loadtestingv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%opsplane/loadtesting/v1/reports.proto\x12\x17opsplane.loadtesting.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%opsplane/loadtesting/v1/metrics.proto\"N\n\x0fListJobsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\"W\n\x10ListJobsResponse\x12*\n\x04jobs\x18\x01 \x03(\x0b\x32\x1c.opsplane.loadtesting.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x81\x01\n\x03Job\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12\x10\n\x08provider\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07overdue\x18\x06 \x01(\x08\"\xf8\x04\n\x12\x43ompareRunsRequest\x12\x45\n\x06parent\x18\x01 \x01(\tB5\xe2\x41\x01\x02\xbaH.r,2*^projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12m\n\x04runs\x18\x02 \x03(\tB_\xbaH\\\x92\x01Y\x10\x32\x18\x01\"SrQ2O^projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/runs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12k\n\x08\x62\x61seline\x18\x03 \x01(\tBY\xbaHVrQ2O^projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/runs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\xd8\x01\x01\x12\x17\n\x04last\x18\x04 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x32(\x00\x12\x17\n\x05title\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x30\n\x0ftolerance_ratio\x18\x06 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x11\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00\x12\x46\n\ntolerances\x18\x07 \x03(\x0b\x32(.opsplane.loadtesting.v1.ChangeToleranceB\x08\xbaH\x05\x92\x01\x02\x10\x64:\x92\x01\xbaH\x8e\x01\x1a\x8b\x01\n\x11\x63ompare_runs.runs\x12\x1egive two or more runs, or last\x1aV(this.runs.size() >= 2 && this.last == 0) || (this.runs.size() == 0 && this.last >= 2)\"\xa8\x01\n\x0f\x43hangeTolerance\x12Q\n\x06\x66igure\x18\x01 \x01(\tBA\xbaH>r<R\x00R\x06\x61vg_msR\x06p50_msR\x06p90_msR\x06p95_msR\x06p99_msR\x03tpsR\x0b\x65rror_ratio\x12\x18\n\x06series\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12(\n\x05ratio\x18\x03 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00Y@)\x00\x00\x00\x00\x00\x00\x00\x00@\x01\"d\n\x13\x43ompareRunsResponse\x12\x10\n\x08\x62\x61seline\x18\x01 \x01(\t\x12;\n\x0b\x63omparisons\x18\x02 \x03(\x0b\x32&.opsplane.loadtesting.v1.RunComparison\"\x94\x01\n\rRunComparison\x12\x0b\n\x03run\x18\x01 \x01(\t\x12/\n\x06\x63hange\x18\x02 \x01(\x0e\x32\x1f.opsplane.loadtesting.v1.Change\x12\x36\n\x07\x66igures\x18\x03 \x03(\x0b\x32%.opsplane.loadtesting.v1.FigureChange\x12\r\n\x05notes\x18\x04 \x03(\t\"\xd0\x01\n\x0c\x46igureChange\x12\x0e\n\x06series\x18\x01 \x01(\t\x12\x0e\n\x06\x66igure\x18\x02 \x01(\t\x12\x16\n\x0e\x62\x61seline_value\x18\x03 \x01(\x01\x12\r\n\x05value\x18\x04 \x01(\x01\x12\x14\n\x0c\x63hange_ratio\x18\x05 \x01(\x01\x12\x32\n\nconfidence\x18\x06 \x01(\x0b\x32\x1e.opsplane.loadtesting.v1.Range\x12/\n\x06\x63hange\x18\x07 \x01(\x0e\x32\x1f.opsplane.loadtesting.v1.Change\"\xad\x02\n\x13\x45xportReportRequest\x12h\n\x04name\x18\x01 \x01(\tBZ\xe2\x41\x01\x02\xbaHSrQ2O^projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/runs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12?\n\x06\x66ormat\x18\x02 \x01(\x0e\x32%.opsplane.loadtesting.v1.ReportFormatB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12k\n\x08\x62\x61seline\x18\x03 \x01(\tBY\xbaHVrQ2O^projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/runs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\xd8\x01\x01\"P\n\x14\x45xportReportResponse\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c*V\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x43HANGE_NONE\x10\x01\x12\x11\n\rCHANGE_BETTER\x10\x02\x12\x10\n\x0c\x43HANGE_WORSE\x10\x03*\xcc\x01\n\x0cReportFormat\x12\x1d\n\x19REPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12REPORT_FORMAT_HTML\x10\x01\x12\x15\n\x11REPORT_FORMAT_CSV\x10\x02\x12\x1d\n\x19REPORT_FORMAT_CSV_HISTORY\x10\x03\x12\x16\n\x12REPORT_FORMAT_JSON\x10\x04\x12\x17\n\x13REPORT_FORMAT_JUNIT\x10\x05\x12\x1e\n\x1aREPORT_FORMAT_CSV_FAILURES\x10\x06\x42|\n\x1b\x64\x65v.opsplane.loadtesting.v1B\x0cReportsProtoP\x01ZMgithub.com/opsplane/opsplane/clients/go/opsplane/loadtesting/v1;loadtestingv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,18 +52,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPARERUNSREQUEST'].fields_by_name['title']._serialized_options = b'\272H\005r\003\030\310\001'
   _globals['_COMPARERUNSREQUEST'].fields_by_name['tolerance_ratio']._loaded_options = None
   _globals['_COMPARERUNSREQUEST'].fields_by_name['tolerance_ratio']._serialized_options = b'\272H\024\022\022\021\000\000\000\000\000\000\360?)\000\000\000\000\000\000\000\000'
+  _globals['_COMPARERUNSREQUEST'].fields_by_name['tolerances']._loaded_options = None
+  _globals['_COMPARERUNSREQUEST'].fields_by_name['tolerances']._serialized_options = b'\272H\005\222\001\002\020d'
   _globals['_COMPARERUNSREQUEST']._loaded_options = None
   _globals['_COMPARERUNSREQUEST']._serialized_options = b'\272H\216\001\032\213\001\n\021compare_runs.runs\022\036give two or more runs, or last\032V(this.runs.size() >= 2 && this.last == 0) || (this.runs.size() == 0 && this.last >= 2)'
+  _globals['_CHANGETOLERANCE'].fields_by_name['figure']._loaded_options = None
+  _globals['_CHANGETOLERANCE'].fields_by_name['figure']._serialized_options = b'\272H>r<R\000R\006avg_msR\006p50_msR\006p90_msR\006p95_msR\006p99_msR\003tpsR\013error_ratio'
+  _globals['_CHANGETOLERANCE'].fields_by_name['series']._loaded_options = None
+  _globals['_CHANGETOLERANCE'].fields_by_name['series']._serialized_options = b'\272H\005r\003\030\200\010'
+  _globals['_CHANGETOLERANCE'].fields_by_name['ratio']._loaded_options = None
+  _globals['_CHANGETOLERANCE'].fields_by_name['ratio']._serialized_options = b'\272H\026\022\024\031\000\000\000\000\000\000Y@)\000\000\000\000\000\000\000\000@\001'
   _globals['_EXPORTREPORTREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_EXPORTREPORTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272HSrQ2O^projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/runs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$'
   _globals['_EXPORTREPORTREQUEST'].fields_by_name['format']._loaded_options = None
   _globals['_EXPORTREPORTREQUEST'].fields_by_name['format']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_EXPORTREPORTREQUEST'].fields_by_name['baseline']._loaded_options = None
   _globals['_EXPORTREPORTREQUEST'].fields_by_name['baseline']._serialized_options = b'\272HVrQ2O^projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/runs/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\330\001\001'
-  _globals['_CHANGE']._serialized_start=1899
-  _globals['_CHANGE']._serialized_end=1985
-  _globals['_REPORTFORMAT']._serialized_start=1988
-  _globals['_REPORTFORMAT']._serialized_end=2160
+  _globals['_CHANGE']._serialized_start=2157
+  _globals['_CHANGE']._serialized_end=2243
+  _globals['_REPORTFORMAT']._serialized_start=2246
+  _globals['_REPORTFORMAT']._serialized_end=2450
   _globals['_LISTJOBSREQUEST']._serialized_start=200
   _globals['_LISTJOBSREQUEST']._serialized_end=278
   _globals['_LISTJOBSRESPONSE']._serialized_start=280
@@ -71,15 +79,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOB']._serialized_start=370
   _globals['_JOB']._serialized_end=499
   _globals['_COMPARERUNSREQUEST']._serialized_start=502
-  _globals['_COMPARERUNSREQUEST']._serialized_end=1062
-  _globals['_COMPARERUNSRESPONSE']._serialized_start=1064
-  _globals['_COMPARERUNSRESPONSE']._serialized_end=1164
-  _globals['_RUNCOMPARISON']._serialized_start=1167
-  _globals['_RUNCOMPARISON']._serialized_end=1300
-  _globals['_FIGURECHANGE']._serialized_start=1303
-  _globals['_FIGURECHANGE']._serialized_end=1511
-  _globals['_EXPORTREPORTREQUEST']._serialized_start=1514
-  _globals['_EXPORTREPORTREQUEST']._serialized_end=1815
-  _globals['_EXPORTREPORTRESPONSE']._serialized_start=1817
-  _globals['_EXPORTREPORTRESPONSE']._serialized_end=1897
+  _globals['_COMPARERUNSREQUEST']._serialized_end=1134
+  _globals['_CHANGETOLERANCE']._serialized_start=1137
+  _globals['_CHANGETOLERANCE']._serialized_end=1305
+  _globals['_COMPARERUNSRESPONSE']._serialized_start=1307
+  _globals['_COMPARERUNSRESPONSE']._serialized_end=1407
+  _globals['_RUNCOMPARISON']._serialized_start=1410
+  _globals['_RUNCOMPARISON']._serialized_end=1558
+  _globals['_FIGURECHANGE']._serialized_start=1561
+  _globals['_FIGURECHANGE']._serialized_end=1769
+  _globals['_EXPORTREPORTREQUEST']._serialized_start=1772
+  _globals['_EXPORTREPORTREQUEST']._serialized_end=2073
+  _globals['_EXPORTREPORTRESPONSE']._serialized_start=2075
+  _globals['_EXPORTREPORTRESPONSE']._serialized_end=2155
 # @@protoc_insertion_point(module_scope)

@@ -67,6 +67,8 @@ class _ReportFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReportFo
     """JSON."""
     REPORT_FORMAT_JUNIT: _ReportFormat.ValueType  # 5
     """JUnit XML: a test case a target."""
+    REPORT_FORMAT_CSV_FAILURES: _ReportFormat.ValueType  # 6
+    """Comma-separated values, a line an endpoint with failed calls."""
 
 class ReportFormat(_ReportFormat, metaclass=_ReportFormatEnumTypeWrapper):
     """Formats of reports."""
@@ -83,6 +85,8 @@ REPORT_FORMAT_JSON: ReportFormat.ValueType  # 4
 """JSON."""
 REPORT_FORMAT_JUNIT: ReportFormat.ValueType  # 5
 """JUnit XML: a test case a target."""
+REPORT_FORMAT_CSV_FAILURES: ReportFormat.ValueType  # 6
+"""Comma-separated values, a line an endpoint with failed calls."""
 Global___ReportFormat: _TypeAlias = ReportFormat  # noqa: Y015
 
 @_typing.final
@@ -195,6 +199,7 @@ class CompareRunsRequest(_message.Message):
     LAST_FIELD_NUMBER: _builtins.int
     TITLE_FIELD_NUMBER: _builtins.int
     TOLERANCE_RATIO_FIELD_NUMBER: _builtins.int
+    TOLERANCES_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """Project, `projects/{project}`."""
     baseline: _builtins.str
@@ -209,6 +214,10 @@ class CompareRunsRequest(_message.Message):
     def runs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The runs to compare, 2 to 50, `projects/{project}/runs/{run}`; or empty, and `last` says how many."""
 
+    @_builtins.property
+    def tolerances(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChangeTolerance]:
+        """Tolerances of single figures, up to 100; the last one that fits a figure counts."""
+
     def __init__(
         self,
         *,
@@ -218,14 +227,45 @@ class CompareRunsRequest(_message.Message):
         last: _builtins.int = ...,
         title: _builtins.str = ...,
         tolerance_ratio: _builtins.float = ...,
+        tolerances: _abc.Iterable[Global___ChangeTolerance] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "last", b"last", "parent", b"parent", "runs", b"runs", "title", b"title", "tolerance_ratio", b"tolerance_ratio"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "last", b"last", "parent", b"parent", "runs", b"runs", "title", b"title", "tolerance_ratio", b"tolerance_ratio", "tolerances", b"tolerances"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompareRunsRequest: _TypeAlias = CompareRunsRequest  # noqa: Y015
+
+@_typing.final
+class ChangeTolerance(_message.Message):
+    """How much a figure may change without that being a change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIGURE_FIELD_NUMBER: _builtins.int
+    SERIES_FIELD_NUMBER: _builtins.int
+    RATIO_FIELD_NUMBER: _builtins.int
+    figure: _builtins.str
+    """The figure, for example `p95_ms`; empty for every figure."""
+    series: _builtins.str
+    """The scenario or endpoint; empty for every one and the whole run."""
+    ratio: _builtins.float
+    """Changes below this are no change, 0 to 100; 0.2 is 20 percent."""
+    def __init__(
+        self,
+        *,
+        figure: _builtins.str = ...,
+        series: _builtins.str = ...,
+        ratio: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["figure", b"figure", "ratio", b"ratio", "series", b"series"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeTolerance: _TypeAlias = ChangeTolerance  # noqa: Y015
 
 @_typing.final
 class CompareRunsResponse(_message.Message):
@@ -264,6 +304,7 @@ class RunComparison(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
     FIGURES_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """The run."""
     change: Global___Change.ValueType
@@ -272,16 +313,21 @@ class RunComparison(_message.Message):
     def figures(self) -> _containers.RepeatedCompositeFieldContainer[Global___FigureChange]:
         """Figure by figure: of the whole run, of scenarios and of endpoints."""
 
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What to know before reading it, in words: the load was another one, a run is not to be judged, an endpoint is missing."""
+
     def __init__(
         self,
         *,
         run: _builtins.str = ...,
         change: Global___Change.ValueType = ...,
         figures: _abc.Iterable[Global___FigureChange] | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "figures", b"figures", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "figures", b"figures", "notes", b"notes", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -309,12 +355,12 @@ class FigureChange(_message.Message):
     value: _builtins.float
     """Its value in the run."""
     change_ratio: _builtins.float
-    """Relative change, for example 0.2 for 20 percent more."""
+    """Relative change, for example 0.2 for 20 percent more; infinite for more than nothing."""
     change: Global___Change.ValueType
-    """What it means."""
+    """What it means, with regard to how many figures are compared: among a hundred some are beyond their bounds by chance."""
     @_builtins.property
     def confidence(self) -> _metrics_pb2.Range:
-        """Bounds between which the change lies with 95 percent confidence."""
+        """Bounds between which the change lies with 95 percent confidence; unset where that is not to be said."""
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ from opsplane_server.storage.embedded import EmbeddedPostgres
 
 from tests.instances_fakes import FakeAdmin, FakeProvider
 from tests.instances_operations import Room, open_room, prepare_room
-from tests.platform_harness import call_as
+from tests.platform_harness import calling_as
 from tests.rpc_harness import registration, serving
 from tests.waiting import until
 
@@ -130,13 +130,13 @@ async def served(room_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Asy
 
 
 @pytest.fixture
-def world(served: World) -> World:
+def world(served: World) -> Iterator[World]:
     """With everything obedient again; instances of other tests have other names."""
     served.provider.forgive()
     served.admin.forgive()
     served.backups.forgive()
-    call_as("somebody")
-    return served
+    with calling_as("somebody"):
+        yield served
 
 
 def message_of(operation: Operation) -> instance_pb2.Instance:

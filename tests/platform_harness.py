@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import Token
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from opsplane_server.platform.stores.postgres import (
     PostgresOperationStore,
     PostgresRequestStore,
 )
-from opsplane_server.rpc.calls import Call, set_call
+from opsplane_server.rpc.calls import Call, reset_call, set_call
 from opsplane_server.rpc.identity import Principal, Role
 from opsplane_server.storage.database import Database
 from opsplane_server.storage.migrations import Migrations, migrate
@@ -139,8 +140,18 @@ async def platform(dsn: str) -> AsyncIterator[Platform]:
         yield connected
 
 
-def call_as(name: str, *, method: str = "/test.Service/Do", trace_id: str = "") -> None:
+def call_as(name: str, *, method: str = "/test.Service/Do", trace_id: str = "") -> Token[Call]:
     """Makes what this task does from here on part of a call by that caller."""
-    set_call(
+    return set_call(
         Call(method=method, principal=Principal(name, {"*": Role.ADMIN}), peer="ipv4:127.0.0.1", trace_id=trace_id)
     )
+
+
+@contextmanager
+def calling_as(name: str) -> Iterator[None]:
+    """As `call_as`, for fixtures: what comes after it is part of no call again."""
+    token = call_as(name)
+    try:
+        yield
+    finally:
+        reset_call(token)

@@ -7,7 +7,7 @@ the next; tasks that a handler starts inherit it, deadline included.
 from __future__ import annotations
 
 import time
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 
 from opsplane_server.rpc.identity import Principal
@@ -41,6 +41,11 @@ def find_call() -> Call | None:
     return _current.get(None)
 
 
-def set_call(call: Call) -> None:
-    """Make this the call of the current task and of those that it starts."""
-    _current.set(call)
+def set_call(call: Call) -> Token[Call]:
+    """Make this the call of the current task and of those that it starts; `reset_call` takes what it returns."""
+    return _current.set(call)
+
+
+def reset_call(token: Token[Call]) -> None:
+    """Undo `set_call`."""
+    _current.reset(token)

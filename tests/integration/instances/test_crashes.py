@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from opsplane_server.storage.embedded import EmbeddedPostgres
 from tests.instances_harness import machine, machine_folder, port_range, provider
 from tests.instances_operations import PASSWORD, Room, open_room, prepare_room
 from tests.integration.instances.crash_worker import Job
-from tests.platform_harness import call_as
+from tests.platform_harness import calling_as
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
@@ -176,9 +176,9 @@ async def opened(postgres: EmbeddedPostgres) -> AsyncIterator[Machine]:
 
 
 @pytest.fixture
-def here(opened: Machine) -> Machine:
-    call_as("somebody")
-    return opened
+def here(opened: Machine) -> Iterator[Machine]:
+    with calling_as("somebody"):
+        yield opened
 
 
 async def test_create_and_delete(here: Machine) -> None:

@@ -245,9 +245,13 @@ class TestProgram:
         script = f"sleep 987 & sleep 986 & echo ready; wait # {tmp_path}"
         task = asyncio.create_task(programs.run(OURSELVES, ["/bin/sh", "-c", script], on_line=line))
         await started.wait()
-        (shell,) = processes.working_on(tmp_path)
-        family = processes.tree(shell)
-        assert len(family) == 3
+
+        def families() -> list[list[psutil.Process]]:
+            return [processes.tree(process) for process in processes.working_on(tmp_path)]
+
+        # What it forks has its command line until it becomes another program.
+        await until(lambda: [len(family) for family in families()] == [3])
+        (family,) = families()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -80,6 +80,7 @@ def test_a_prepared_socket_folder_is_not_trusted(tmp_path: Path) -> None:
     assert ((tmp_path / "own").stat().st_uid, (tmp_path / "own").stat().st_mode & 0o777) == (nobody().uid, 0o700)
 
     (tmp_path / "foreign").mkdir(mode=0o700)
+    os.chown(tmp_path / "foreign", nobody().uid + 1, 0)
     (tmp_path / "link").symlink_to(tmp_path / "own")
     (tmp_path / "own2").mkdir()
     os.chown(tmp_path / "own2", nobody().uid, 0)
@@ -87,3 +88,8 @@ def test_a_prepared_socket_folder_is_not_trusted(tmp_path: Path) -> None:
     for name in ("foreign", "link", "own2"):
         with pytest.raises(FailedPrecondition, match="not a private folder"):
             private_folder(tmp_path / name, nobody())
+
+    # What a process of ours made, which died before it could hand it over.
+    (tmp_path / "half").mkdir(mode=0o700)
+    private_folder(tmp_path / "half", nobody())
+    assert (tmp_path / "half").stat().st_uid == nobody().uid

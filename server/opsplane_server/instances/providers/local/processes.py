@@ -49,10 +49,14 @@ def launch(account: Account, command: Sequence[str | Path], log_file: Path) -> p
         )
     finally:
         os.close(descriptor)
-    # subprocess would warn of a child that outlives its object, so it looks no more: `reap` does.
+    let_go(child)
+    return psutil.Process(child.pid)
+
+
+def let_go(child: subprocess.Popen[bytes]) -> None:
+    """Leaves a child to `reap`, because it outlives its object, of which subprocess would warn."""
     child.returncode = 0
     _CHILDREN.add(child.pid)
-    return psutil.Process(child.pid)
 
 
 def reap() -> None:

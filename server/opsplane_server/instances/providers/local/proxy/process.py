@@ -22,6 +22,7 @@ import structlog
 
 import opsplane_server
 from opsplane_server.errors import Unavailable
+from opsplane_server.instances.providers.local import processes
 from opsplane_server.instances.providers.local.proxy import routes
 from opsplane_server.instances.providers.local.proxy.routes import Route
 from opsplane_server.storage.accounts import Account, create_folder
@@ -93,7 +94,7 @@ class ProxyProcess:
             raise Unavailable(f"the proxy in {self._folder} did not start; see its {LOG_FILE}") from None
         finally:
             if child is not None and child.returncode is None:
-                child.returncode = 0  # it outlives this object on purpose: subprocess would warn of that
+                processes.let_go(child)
 
     async def stop(self) -> None:
         """Ends it; all connections through it are cut."""

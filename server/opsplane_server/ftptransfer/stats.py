@@ -10,6 +10,7 @@ from typing import Final, Self
 
 import structlog
 
+from opsplane_server.background import Background
 from opsplane_server.errors import OpsplaneError
 from opsplane_server.ftptransfer.figures import RateMeter, TransferFigures
 from opsplane_server.ftptransfer.model import WorkerFigures
@@ -22,11 +23,13 @@ _BEAT_SECONDS: Final = 1.0
 _LEAVE_SECONDS: Final = 2.0
 
 
-class Heartbeat:
+class Heartbeat(Background):
     """Keeps the figures of this process, `worker`, in the store while it is entered.
 
     `draining` says whether the process takes no more tasks.
     """
+
+    _task_name = "tell figures of transfers"
 
     def __init__(
         self,
@@ -43,19 +46,15 @@ class Heartbeat:
         self._worker = worker
         self._draining = draining
         self._meter = RateMeter(figures)
-        self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         await self._beat()
-        self._task = asyncio.create_task(self._run(), name="tell figures of transfers")
-        return self
+        return await super().__aenter__()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._task is not None
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await super().__aexit__(kind, error, trace)
         try:
             async with asyncio.timeout(_LEAVE_SECONDS):
                 await self._store.leave(self._worker)

@@ -11,24 +11,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from opsplane_server import errors
-
-_CLASSES: Final[dict[int, type[errors.OpsplaneError]]] = {
-    code_pb2.INVALID_ARGUMENT: errors.InvalidArgument,
-    code_pb2.NOT_FOUND: errors.NotFound,
-    code_pb2.ALREADY_EXISTS: errors.AlreadyExists,
-    code_pb2.FAILED_PRECONDITION: errors.FailedPrecondition,
-    code_pb2.ABORTED: errors.Aborted,
-    code_pb2.OUT_OF_RANGE: errors.OutOfRange,
-    code_pb2.UNAUTHENTICATED: errors.Unauthenticated,
-    code_pb2.PERMISSION_DENIED: errors.PermissionDenied,
-    code_pb2.RESOURCE_EXHAUSTED: errors.ResourceExhausted,
-    code_pb2.UNAVAILABLE: errors.Unavailable,
-    # The call was cut, or its time is up; of the work that says nothing.
-    code_pb2.CANCELLED: errors.Unavailable,
-    code_pb2.DEADLINE_EXCEEDED: errors.Unavailable,
-    code_pb2.DATA_LOSS: errors.DataLoss,
-    code_pb2.UNIMPLEMENTED: errors.Unimplemented,
-}
+from opsplane_server.rpc.codes import ERROR_CLASSES
 
 _BROKEN: Final = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.ABORTED)
 
@@ -55,7 +38,7 @@ def error_of(status: status_pb2.Status) -> errors.OpsplaneError:
         detail.Unpack(info)
         detail.Unpack(bad_request)
     reason = info.reason or None
-    kind = _CLASSES.get(status.code, errors.OpsplaneError)
+    kind = ERROR_CLASSES.get(status.code, errors.OpsplaneError)
     if kind is errors.InvalidArgument:
         violations = [
             errors.FieldViolation(violation.field, violation.description) for violation in bad_request.field_violations

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, Final
 
 import grpc
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from opsplane_server import errors
 from opsplane_server.errors import FieldViolation, InvalidArgument, OpsplaneError
 from opsplane_server.platform.model import OperationCancelled
+from opsplane_server.rpc.codes import ERROR_CLASSES
 
 _CLASSES: Final = {
     kind.__name__: kind
@@ -28,22 +29,6 @@ _CLASSES: Final = {
         errors.Unimplemented,
         errors.OpsplaneError,
     )
-}
-_CODES: Final[dict[int, type[OpsplaneError]]] = {
-    code_pb2.NOT_FOUND: errors.NotFound,
-    code_pb2.ALREADY_EXISTS: errors.AlreadyExists,
-    code_pb2.FAILED_PRECONDITION: errors.FailedPrecondition,
-    code_pb2.ABORTED: errors.Aborted,
-    code_pb2.OUT_OF_RANGE: errors.OutOfRange,
-    code_pb2.UNAUTHENTICATED: errors.Unauthenticated,
-    code_pb2.PERMISSION_DENIED: errors.PermissionDenied,
-    code_pb2.RESOURCE_EXHAUSTED: errors.ResourceExhausted,
-    code_pb2.UNAVAILABLE: errors.Unavailable,
-    code_pb2.DEADLINE_EXCEEDED: errors.Unavailable,
-    code_pb2.CANCELLED: errors.Unavailable,
-    code_pb2.DATA_LOSS: errors.DataLoss,
-    code_pb2.UNIMPLEMENTED: errors.Unimplemented,
-    code_pb2.INVALID_ARGUMENT: InvalidArgument,
 }
 _CANCELLED: Final = "OperationCancelled"
 
@@ -86,7 +71,7 @@ def words(error: Exception) -> str:
 
 def of_status(status: status_pb2.Status) -> OpsplaneError:
     """The domain's error for what another service answered."""
-    kind = _CODES.get(status.code, OpsplaneError)
+    kind = ERROR_CLASSES.get(status.code, OpsplaneError)
     info = error_details_pb2.ErrorInfo()
     for detail in status.details:
         if detail.Unpack(info):

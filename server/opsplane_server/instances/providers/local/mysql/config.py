@@ -7,8 +7,6 @@ along. The statements make our account, which so has its password whatever data 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -17,7 +15,7 @@ from opsplane_server.instances.engines.mysql.connecting import SOCKET
 from opsplane_server.instances.engines.mysql.names import quote_account
 from opsplane_server.instances.engines.mysql.verifiers import identified
 from opsplane_server.instances.model import ADMIN_USER, Engine
-from opsplane_server.instances.providers.local import certificates
+from opsplane_server.instances.providers.local import certificates, conf_files
 from opsplane_server.instances.providers.local.engine import LocalNode
 from opsplane_server.instances.providers.local.mysql import parameters
 from opsplane_server.instances.providers.local.mysql.installations import Installation, number
@@ -80,8 +78,8 @@ def write(node: LocalNode, settings: Mapping[str, str]) -> None:
     lines = "".join(
         f"{name}\n" if name == _NO_BINARY_LOG else f"{name} = {_quoted(value)}\n" for name, value in settings.items()
     )
-    _replace(node, SETTINGS, f"[mysqld]\n{lines}")
-    _replace(node, _STATEMENTS, _statements(node))
+    conf_files.replace(node, SETTINGS, f"[mysqld]\n{lines}")
+    conf_files.replace(node, _STATEMENTS, _statements(node))
 
 
 def running(node: LocalNode) -> dict[str, str]:
@@ -95,7 +93,7 @@ def running(node: LocalNode) -> dict[str, str]:
 
 def keep_running(node: LocalNode, settings: Mapping[str, str]) -> None:
     """Notes what the server has."""
-    _replace(node, _RUNNING, json.dumps(dict(settings), indent=1) + "\n")
+    conf_files.replace(node, _RUNNING, json.dumps(dict(settings), indent=1) + "\n")
 
 
 def _statements(node: LocalNode) -> str:
@@ -117,20 +115,3 @@ def _quoted(value: str) -> str:
     if "\n" in value or "\0" in value:
         raise ValueError("a setting is one line")
     return f'"{value.translate(_ESCAPES)}"'
-
-
-def _replace(node: LocalNode, name: str, text: str) -> None:
-    path = node.folder.conf / name
-    if path.exists() and path.read_text() == text:
-        return
-    # Not synced: after a loss of power it is written again before anybody reads it.
-    descriptor, scratch = tempfile.mkstemp(dir=node.folder.conf, prefix=f".{name}-")
-    try:
-        with os.fdopen(descriptor, "w") as stream:
-            if os.geteuid() == 0:
-                os.fchown(descriptor, node.account.uid, node.account.gid)
-            stream.write(text)
-        os.rename(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import os
 import pwd
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 from opsplane_server.instances.model import ADMIN_USER, REPLICATION_USER
-from opsplane_server.instances.providers.local import certificates
+from opsplane_server.instances.providers.local import certificates, conf_files
 from opsplane_server.instances.providers.local.engine import LocalNode
 from opsplane_server.instances.providers.local.postgres import parameters
 
@@ -91,23 +89,6 @@ def write(node: LocalNode, settings: Mapping[str, str]) -> None:
     mapping = "".join(
         f'{_MAP} "{account}" {user}\n' for account in sorted(accounts) for user in (ADMIN_USER, REPLICATION_USER)
     )
-    _replace(node, SETTINGS, parameters.quoted(settings))
-    _replace(node, _RULES, _RULES_TEXT)
-    _replace(node, _ACCOUNTS, mapping)
-
-
-def _replace(node: LocalNode, name: str, text: str) -> None:
-    path = node.folder.conf / name
-    if path.exists() and path.read_text() == text:
-        return
-    # Not synced: after a loss of power it is written again before anybody reads it.
-    descriptor, scratch = tempfile.mkstemp(dir=node.folder.conf, prefix=f".{name}-")
-    try:
-        with os.fdopen(descriptor, "w") as stream:
-            if os.geteuid() == 0:
-                os.fchown(descriptor, node.account.uid, node.account.gid)
-            stream.write(text)
-        os.rename(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+    conf_files.replace(node, SETTINGS, parameters.quoted(settings))
+    conf_files.replace(node, _RULES, _RULES_TEXT)
+    conf_files.replace(node, _ACCOUNTS, mapping)

@@ -177,6 +177,8 @@ class UserClass(_message.Message):
     HEADERS_FIELD_NUMBER: _builtins.int
     SESSION_HEADER_FIELD_NUMBER: _builtins.int
     KEEP_COOKIES_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, unique in the run, 1 to 64 characters."""
     weight: _builtins.float
@@ -184,9 +186,17 @@ class UserClass(_message.Message):
     fixed_count: _builtins.int
     """Exactly this many, taken before weights are applied."""
     session_header: _builtins.str
-    """Name of a header that carries an id unique to the user for its life, 32 hexadecimal digits, for example `X-Session-Id`; empty for none."""
+    """Name of a header that carries the user's session id for its life, for example `X-Session-Id`; empty for none."""
     keep_cookies: _builtins.bool
     """Keep the cookies that the server sets over all tasks of a user."""
+    user_id: _builtins.str
+    """The user's id, `{{user.id}}` in templates; may hold templates, which are filled in once, when the user starts, for example
+    `{{pool.sessions.user_id}}`. Default: the class and a number, `LightUser-17`.
+    """
+    session_id: _builtins.str
+    """The user's session id, `{{user.session_id}}` in templates; may hold templates, as `user_id`, and takes the same rows. Default:
+    32 random hexadecimal digits.
+    """
     @_builtins.property
     def wait_time(self) -> Global___WaitTime:
         """How long a user rests between tasks. Default: not at all."""
@@ -215,10 +225,12 @@ class UserClass(_message.Message):
         headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         session_header: _builtins.str = ...,
         keep_cookies: _builtins.bool = ...,
+        user_id: _builtins.str = ...,
+        session_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fixed_count", b"fixed_count", "share", b"share", "wait_time", b"wait_time", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fixed_count", b"fixed_count", "headers", b"headers", "keep_cookies", b"keep_cookies", "name", b"name", "on_start", b"on_start", "session_header", b"session_header", "share", b"share", "tasks", b"tasks", "wait_time", b"wait_time", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fixed_count", b"fixed_count", "headers", b"headers", "keep_cookies", b"keep_cookies", "name", b"name", "on_start", b"on_start", "session_header", b"session_header", "session_id", b"session_id", "share", b"share", "tasks", b"tasks", "user_id", b"user_id", "wait_time", b"wait_time", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_share: _TypeAlias = _typing.Literal["weight", "fixed_count"]  # noqa: Y015
     _WhichOneofArgType_share: _TypeAlias = _typing.Literal["share", b"share"]  # noqa: Y015

@@ -1,0 +1,1 @@
+"""Data sets: rows that simulated users draw from, uploaded, queried or made up."""

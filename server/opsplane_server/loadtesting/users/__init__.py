@@ -1,0 +1,1 @@
+"""Load by simulated users: what they are, how they are shared out, and the script that they become."""

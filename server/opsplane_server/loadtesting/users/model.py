@@ -126,9 +126,11 @@ class Sequence:
     start: int
 
 
-@dataclass(frozen=True, slots=True)
-class Uuid:
-    """Random UUIDs."""
+class Made(StrEnum):
+    """Values that need no more said: random UUIDs, private IPv4 addresses."""
+
+    UUID = "uuid"
+    PRIVATE_IP = "private_ip"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +146,6 @@ class TimestampRange:
 
     from_ago: timedelta
     to_ago: timedelta
-
-
-@dataclass(frozen=True, slots=True)
-class PrivateIp:
-    """Private IPv4 addresses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +168,7 @@ class GeneratedField:
     """Makes up one field of a row."""
 
     name: str
-    kind: IntegerRange | Sequence | Uuid | Hex | TimestampRange | PrivateIp | Choice | Template
+    kind: IntegerRange | Sequence | Made | Hex | TimestampRange | Choice | Template
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from opsplane_server.loadtesting.convert import (
     target_from_proto,
     target_to_proto,
 )
+from opsplane_server.loadtesting.convert_users import task_endpoints, user_load_from_proto, user_load_to_proto
 from opsplane_server.loadtesting.k6.loads import target_rate
 from opsplane_server.loadtesting.metrics.figures import CallStats, ResponseTimes
 from opsplane_server.loadtesting.metrics.results import MissedTarget, Range, ResultStats, RunResults, Verdict
@@ -26,13 +27,20 @@ from opsplane_server.loadtesting.watch import RunUpdate
 from opsplane_server.rpc.times import duration, timestamp
 
 
-def request_from_proto(message: runs_pb2.Run, endpoints: Mapping[str, tuple[definitions.Endpoint, str]]) -> RunPlan:
-    """What the caller asks for; `endpoints` are those that its scenarios name, with their specifications' base URLs.
+def endpoint_fields(message: runs_pb2.Run) -> dict[str, str]:
+    """Names of the endpoints that the load calls, by the field of a request that has them."""
+    scenarios = {f"run.scenarios[{i}].endpoint": scenario.endpoint for i, scenario in enumerate(message.scenarios)}
+    return scenarios | task_endpoints(message.user_load)
 
-    Calls go to the run's base URL, else to that of the specification of each scenario's endpoint.
+
+def request_from_proto(message: runs_pb2.Run, endpoints: Mapping[str, tuple[definitions.Endpoint, str]]) -> RunPlan:
+    """What the caller asks for; `endpoints` are those that its load names, with their specifications' base URLs.
+
+    Calls go to the run's base URL, else to that of the specification of each endpoint. Raises InvalidArgument as
+    `convert_users.user_load_from_proto`.
     """
-    names = [scenario.endpoint for scenario in message.scenarios]
-    base_url = message.base_url or (endpoints[names[0]][1] if names else "")
+    first = next(iter(endpoint_fields(message).values()), "")
+    base_url = message.base_url or (endpoints[first][1] if first else "")
     scenarios = []
     for scenario in message.scenarios:
         endpoint, its_base_url = endpoints[scenario.endpoint]
@@ -49,7 +57,8 @@ def request_from_proto(message: runs_pb2.Run, endpoints: Mapping[str, tuple[defi
             credentials=credentials_from_proto(message.credentials),
             base_url_overridden=bool(message.base_url),
         ),
-        endpoints=tuple(names),
+        endpoints=tuple(scenario.endpoint for scenario in message.scenarios),
+        users=user_load_from_proto(message.user_load, endpoints) if message.HasField("user_load") else None,
         script=message.script,
         generators=message.generators or 1,
         timeout=message.timeout.ToTimedelta() if message.HasField("timeout") else None,
@@ -68,6 +77,7 @@ def asked_for(run: Run) -> runs_pb2.Run:
             scenario_to_proto(scenario, endpoint)
             for scenario, endpoint in zip(plan.test.scenarios, plan.endpoints, strict=True)
         ],
+        user_load=user_load_to_proto(plan.users) if plan.users else None,
         script=plan.script,
         base_url=plan.test.base_url if plan.test.base_url_overridden else "",
         targets=[target_to_proto(target) for target in plan.test.targets],
@@ -108,7 +118,7 @@ VERDICTS = {verdict: runs_pb2.Verdict.Value(f"VERDICT_{verdict.value}") for verd
 
 
 def run_to_proto(run: Run, *, full: bool = True) -> runs_pb2.Run:
-    """The run; in brief without its scenarios, and with results of the whole alone."""
+    """The run; in brief without its load, and with results of the whole alone."""
     message = asked_for(run) if full else runs_pb2.Run(title=run.title, target_tps=run.plan.test.target_tps)
     message.MergeFrom(
         runs_pb2.Run(

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from opsplane_server.loadtesting import definitions
 from opsplane_server.loadtesting.metrics.results import MissedTarget, RunResults, Verdict
+from opsplane_server.loadtesting.users.model import UserLoad
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Project:
     update_time: datetime | None = None
     spec_count: int = 0
     run_count: int = 0
+    data_set_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +70,14 @@ class RunState(StrEnum):
 class RunPlan:
     """What a run does, kept for good, without credentials.
 
-    `endpoints` are the resource names of the scenarios' endpoints, in the order of `test.scenarios`. `script` is the
-    user's own k6 script, empty when one is generated from `test`, and `teardown_timeout` what it sets as its own.
+    `endpoints` are the resource names of the scenarios' endpoints, in the order of `test.scenarios`. With `users` the
+    load is theirs, and there are no scenarios. `script` is the user's own k6 script, empty when one is generated, and
+    `teardown_timeout` what it sets as its own.
     """
 
     test: definitions.LoadTest
     endpoints: tuple[str, ...] = ()
+    users: UserLoad | None = None
     script: str = ""
     teardown_timeout: timedelta | None = None
     generators: int = 1

@@ -24,6 +24,11 @@ def endpoint(project_id: str, spec_id: str, endpoint_id: str) -> str:
     return f"projects/{project_id}/specs/{spec_id}/endpoints/{endpoint_id}"
 
 
+def data_set(project_id: str, data_set_id: str) -> str:
+    """`projects/{project}/dataSets/{data_set}`."""
+    return f"projects/{project_id}/dataSets/{data_set_id}"
+
+
 def run(project_id: str, run_id: str) -> str:
     """`projects/{project}/runs/{run}`."""
     return f"projects/{project_id}/runs/{run_id}"

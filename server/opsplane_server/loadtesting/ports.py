@@ -6,7 +6,7 @@ NotFound, a taken name AlreadyExists.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Protocol
 
@@ -102,6 +102,14 @@ class RunStore(Protocol):
 
     async def get_credentials(self, name: str) -> bytes | None:
         """The run's encrypted credentials."""
+        ...
+
+    async def keep_rows(self, name: str, rows: Mapping[str, bytes]) -> None:
+        """Keeps the packed rows of an active run's pools, by pool, once. FailedPrecondition when it has ended."""
+        ...
+
+    async def get_rows(self, key: int) -> dict[str, bytes]:
+        """The packed rows of a run's pools, by pool."""
         ...
 
     async def start_run(self, name: str, token_hash: bytes, generator_version: str) -> None:

@@ -41,9 +41,10 @@ class Projects:
         etags.check(etag, project.name, project.revision)
         if await self._store.count_active_runs(name):
             raise FailedPrecondition(f"{name} has active runs; cancel them first", reason="PROJECT_HAS_ACTIVE_RUNS")
-        if (project.spec_count or project.run_count) and not force:
+        if (project.spec_count or project.run_count or project.data_set_count) and not force:
             raise FailedPrecondition(
-                f"{name} holds {project.spec_count} specifications and {project.run_count} runs; use force",
+                f"{name} holds {project.spec_count} specifications, {project.run_count} runs "
+                f"and {project.data_set_count} data sets; use force",
                 reason="PROJECT_NOT_EMPTY",
             )
         await self._store.delete_project(name)

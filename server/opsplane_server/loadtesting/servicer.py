@@ -17,9 +17,12 @@ from opsplane.loadtesting.v1 import (
     specs_pb2,
 )
 
-from opsplane_server.errors import Unimplemented
 from opsplane_server.loadtesting import convert, convert_reports, convert_runs, names
 from opsplane_server.loadtesting.comparison.comparing import Comparisons
+from opsplane_server.loadtesting.datasets.data_sets import DataSets
+from opsplane_server.loadtesting.datasets.ports import DataSetStore
+from opsplane_server.loadtesting.datasets.servicer import DataSetRpcs
+from opsplane_server.loadtesting.history.port import MetricStore
 from opsplane_server.loadtesting.metrics.results import Verdict
 from opsplane_server.loadtesting.model import RunPlan, RunState
 from opsplane_server.loadtesting.ports import ProjectStore, RunStore, SpecStore
@@ -57,7 +60,7 @@ FORMATS = {
 }
 
 
-class LoadTestingServicer(loadtesting_pb2_grpc.LoadTestingServicer):
+class LoadTestingServicer(DataSetRpcs, loadtesting_pb2_grpc.LoadTestingServicer):
     """`opsplane.loadtesting.v1.LoadTesting`."""
 
     def __init__(
@@ -67,13 +70,16 @@ class LoadTestingServicer(loadtesting_pb2_grpc.LoadTestingServicer):
         specs: Specs,
         runs: Runs,
         watcher: RunWatcher,
+        data_sets: DataSets,
         *,
         project_store: ProjectStore,
         spec_store: SpecStore,
         run_store: RunStore,
+        data_set_store: DataSetStore,
+        history: MetricStore,
         job_warning: timedelta,
     ) -> None:
-        self._changes = changes
+        DataSetRpcs.__init__(self, changes, data_sets, data_set_store)
         self._projects = projects
         self._specs = specs
         self._runs = runs
@@ -82,8 +88,8 @@ class LoadTestingServicer(loadtesting_pb2_grpc.LoadTestingServicer):
         self._spec_store = spec_store
         self._run_store = run_store
         self._job_warning = job_warning
-        self._comparisons = Comparisons(run_store)
-        self._reports = Reports(run_store, self._comparisons)
+        self._comparisons = Comparisons(run_store, history)
+        self._reports = Reports(run_store, history, self._comparisons)
 
     # --- projects
 
@@ -299,10 +305,8 @@ class LoadTestingServicer(loadtesting_pb2_grpc.LoadTestingServicer):
             )
 
     async def _planned(self, parent: str, message: runs_pb2.Run) -> tuple[RunPlan, str]:
-        if message.HasField("user_load"):
-            raise Unimplemented("run.user_load is not built yet; use scenarios or a script")
-        endpoints = await self._runs.endpoints(parent, [scenario.endpoint for scenario in message.scenarios])
-        return await self._runs.plan(convert_runs.request_from_proto(message, endpoints))
+        endpoints = await self._runs.endpoints(parent, convert_runs.endpoint_fields(message))
+        return await self._runs.plan(parent, convert_runs.request_from_proto(message, endpoints))
 
 
 def _then_empty(action: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[Empty]]:

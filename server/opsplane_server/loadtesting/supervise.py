@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 
 from opsplane_server.errors import FailedPrecondition, NotFound, OpsplaneError, Unavailable
+from opsplane_server.loadtesting.datasets.preparing import RowSource
 from opsplane_server.loadtesting.effort import Effort
 from opsplane_server.loadtesting.k6.requests import credential_environment
 from opsplane_server.loadtesting.k6.wrapping import wrap
@@ -29,6 +30,7 @@ from opsplane_server.loadtesting.metrics.targets import SustainedTargets, judge,
 from opsplane_server.loadtesting.metrics.windows import WindowAssembler
 from opsplane_server.loadtesting.model import LogLine, Outcome, Run, RunEnd, RunState
 from opsplane_server.loadtesting.ports import RunStore
+from opsplane_server.loadtesting.run_rows import RunRows
 from opsplane_server.loadtesting.runners.endings import THRESHOLDS_CROSSED, Ending, describe
 from opsplane_server.loadtesting.runners.port import Exporter, GeneratorSpec, Runner, Running, segments
 from opsplane_server.loadtesting.secrets import open_credentials
@@ -76,6 +78,7 @@ class RunSupervisor:
         runner: Runner,
         secrets: SecretBox,
         signal: Signal,
+        rows: RowSource,
         *,
         endpoint: str,
         poll: timedelta,
@@ -89,6 +92,7 @@ class RunSupervisor:
         self._runner = runner
         self._secrets = secrets
         self._signal = signal
+        self._run_rows = RunRows(store, rows)
         self._endpoint = endpoint
         self._poll = poll
         self._max_retry = max_retry
@@ -132,33 +136,41 @@ class RunSupervisor:
             self._signal.notify()
 
     async def _execute(self, execution: Execution, run: Run, generators: list[str]) -> None:
-        if not execution.step and execution.cancel_requested:
+        if not execution.step and not await self._admit(execution, run):
             results = RunFold(origin(run), run.plan.generators).results("it was cancelled before it started")
             async with execution.transaction():
                 await self._store.end_run(run.name, RunEnd(RunState.CANCELLED, Verdict.INVALID, Outcome(results)))
             self._signal.notify()
             return
-        if not execution.step:
-            await self._admit(execution, run)
         if execution.step == STARTING:
             await self._start(execution, run, generators)
         await self._see_through(execution, await self._store.get_run(run.name), generators)
 
-    async def _admit(self, execution: Execution, run: Run) -> None:
-        """Notes who may deliver figures before anybody can."""
+    async def _admit(self, execution: Execution, run: Run) -> bool:
+        """Keeps the rows that its users draw from, and notes who may deliver figures before anybody can.
+
+        False when somebody cancelled the run meanwhile.
+        """
+        if execution.cancel_requested:
+            return False
         version = await self._again(self._runner.version)
+        rows = await _unless_cancelled(execution, self._run_rows.prepare(run))
+        if rows is None:
+            return False
         token = new_token()
         sealed = base64.b64encode(self._secrets.encrypt(token, run.name)).decode()
         async with execution.transaction():
+            await self._run_rows.keep(run, rows)
             await self._store.start_run(run.name, token_hash(token), version)
             await execution.checkpoint(STARTING, data={"token": sealed}, stage="starting the load generator")
+        return True
 
     async def _start(self, execution: Execution, run: Run, generators: list[str]) -> None:
         token = self._secrets.decrypt(base64.b64decode(execution.data["token"]), run.name)
         sealed = await self._store.get_credentials(run.name)
         credentials = open_credentials(self._secrets, run.name, sealed) if sealed else None
         script = await self._store.get_script(run.name)
-        files = {"script.js": script}
+        files = {"script.js": script, **await self._run_rows.files(run)}
         if run.plan.script:
             files["main.js"] = wrap("script.js", teardown_timeout=run.plan.teardown_timeout)
         for number, (name, segment) in enumerate(zip(generators, segments(len(generators)), strict=True)):
@@ -316,6 +328,21 @@ class _Sustained:
         windows = [*self._assembler.feed((("", row) for _, row in rows), now), *self._assembler.advance(now)]
         missed = [target for window in windows for target, _ in self._targets.watch(window)]
         return any(target.abort_on_fail for target in missed)
+
+
+async def _unless_cancelled(execution: Execution, work: Coroutine[Any, Any, T]) -> T | None:
+    """What the work returns; None when somebody cancels the operation before, which ends the work."""
+    tasks: tuple[asyncio.Task[T], asyncio.Task[None]] = (
+        asyncio.create_task(work),
+        asyncio.create_task(execution.cancelled()),
+    )
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return await tasks[0] if tasks[0].done() else None
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def generator_names(run: Run) -> list[str]:

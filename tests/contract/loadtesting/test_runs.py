@@ -94,15 +94,6 @@ async def test_unknown_endpoint_is_named(shop: LoadTesting) -> None:
     assert refusal.bad_fields == ["run.scenarios[1].endpoint"]
 
 
-async def test_load_by_users_is_said_to_be_missing(shop: LoadTesting) -> None:
-    request = wanted()
-    del request.run.scenarios[:]
-    user_class = request.run.user_load.classes.add(name="Heavy")
-    user_class.tasks.add().endpoint = "projects/shop/specs/pets/endpoints/e1"
-    with require_status(grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED"):
-        await shop.stub.CreateRun(request)
-
-
 async def test_history_outlives_the_specification(shop: LoadTesting) -> None:
     run = await started(shop)
     await shop.stub.DeleteSpec(specs_pb2.DeleteSpecRequest(name="projects/shop/specs/pets"))

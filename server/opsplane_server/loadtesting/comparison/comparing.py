@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from opsplane_server.errors import FailedPrecondition, InvalidArgument
 from opsplane_server.loadtesting.comparison.figures import Change, FigureChange, Tolerance, compare, overall
+from opsplane_server.loadtesting.history.port import MetricStore
 from opsplane_server.loadtesting.metrics.course import CourseFold, Point, names_of
 from opsplane_server.loadtesting.metrics.results import Verdict
 from opsplane_server.loadtesting.model import Run, RunPlan, RunState
 from opsplane_server.loadtesting.ports import RunStore
+from opsplane_server.loadtesting.users.model import EndpointCall, UserLoad, UserTask
+from opsplane_server.loadtesting.users.presets import course as course_of_users
 from opsplane_server.loadtesting.watch import origin
 from opsplane_server.rpc.filters import Condition
 from opsplane_server.rpc.paging import PageRequest
-from opsplane_server.storage.followers import Position
 
 DEFAULT_TOLERANCE = 0.05
-
-_BATCH = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,9 @@ class Comparison:
 class Comparisons:
     """Compares stored runs."""
 
-    def __init__(self, store: RunStore) -> None:
+    def __init__(self, store: RunStore, history: MetricStore) -> None:
         self._store = store
+        self._history = history
 
     async def named(
         self, parent: str, runs: Sequence[str], baseline: str, tolerances: Sequence[Tolerance]
@@ -85,35 +87,35 @@ class Comparisons:
         """One run, whose course is known, against a baseline."""
         first = await self._store.get_run(baseline)
         _require_results(first)
-        before = await course(self._store, first)
+        before = await course(self._history, first)
         return await asyncio.to_thread(_compared, first, before, run, points, [Tolerance(tolerance)])
 
     async def _compare(self, first: Run, others: Sequence[Run], tolerances: Sequence[Tolerance]) -> Comparison:
         for run in (first, *others):
             _require_results(run)
-        before = await course(self._store, first)
+        before = await course(self._history, first)
         found = []
         for run in others:
-            points = await course(self._store, run)
+            points = await course(self._history, run)
             found.append(await asyncio.to_thread(_compared, first, before, run, points, tolerances))
         return Comparison(first.name, found)
 
 
-async def course(store: RunStore, run: Run) -> list[Point]:
+async def course(history: MetricStore, run: Run) -> list[Point]:
     """The course of an ended run."""
-    points = await _read(store, run)
+    points = await _read(history, run)
     known = run.outcome.results.total.requests if run.outcome else 0
     if known != sum(calls.requests for point in points for calls in point.calls.values()):
-        points = await _read(store, run)  # it was compacted in between
+        points = await _read(history, run)  # it was compacted in between
     return points
 
 
-async def _read(store: RunStore, run: Run) -> list[Point]:
-    fold, position = CourseFold(origin(run), run.plan.generators), Position.START
-    while rows := await store.read_windows(run.key, position, _BATCH, settled_only=False):
-        position = rows[-1][0]
-        # Merging histograms of many endpoints takes its time.
-        await asyncio.to_thread(fold.add, [row for _, row in rows])
+async def _read(history: MetricStore, run: Run) -> list[Point]:
+    fold = CourseFold(origin(run), run.plan.generators)
+    async with aclosing(history.read(run)) as batches:
+        async for batch in batches:
+            # Merging histograms of many endpoints takes its time.
+            await asyncio.to_thread(fold.add, [row for _, row in batch])
     return await asyncio.to_thread(fold.points)
 
 
@@ -143,7 +145,7 @@ def _notes(first: Run, before: Sequence[Point], run: Run, points: Sequence[Point
     ]
     if _load(first.plan) != _load(run.plan):
         notes.append("the load was another one than in the baseline")
-    for part, kind in ((0, "scenario"), (1, "endpoint")):
+    for part, kind in ((0, "class of users" if run.plan.users else "scenario"), (1, "endpoint")):
         ours, theirs = set(names_of(points, part)), set(names_of(before, part))
         notes += [f"{kind} {name} is in this run only" for name in sorted(ours - theirs)]
         notes += [f"{kind} {name} is in the baseline only" for name in sorted(theirs - ours)]
@@ -158,5 +160,27 @@ def _load(plan: RunPlan) -> RunPlan:
         for one in test.scenarios
     ]
     return replace(
-        plan, test=replace(test, scenarios=tuple(judged)), endpoints=(), labels={}, timeout=None, teardown_timeout=None
+        plan,
+        test=replace(test, scenarios=tuple(judged)),
+        users=_user_load(plan.users) if plan.users else None,
+        endpoints=(),
+        labels={},
+        timeout=None,
+        teardown_timeout=None,
     )
+
+
+def _user_load(load: UserLoad) -> UserLoad:
+    """The same for users: nor what their random choices are, nor how the course of their number was said."""
+    classes = [
+        replace(one, tasks=tuple(map(_anywhere, one.tasks)), on_start=tuple(map(_anywhere, one.on_start)))
+        for one in load.classes
+    ]
+    return UserLoad(classes=tuple(classes), pools=load.pools, stages=course_of_users(load))
+
+
+def _anywhere(task: UserTask) -> UserTask:
+    if not isinstance(task.action, EndpointCall):
+        return task
+    endpoint = replace(task.action.endpoint, server_url="")
+    return replace(task, action=replace(task.action, endpoint=endpoint, base_url=""))

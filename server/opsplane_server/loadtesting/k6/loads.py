@@ -191,7 +191,7 @@ def _violations(test: LoadTest) -> Iterator[tuple[str, str]]:
         if scenario.name in names:
             yield f"{at}.name", f"{scenario.name!r} is the name of another scenario"
         names.add(scenario.name)
-        if not _is_base_url(base_url(test, scenario)):
+        if not is_base_url(base_url(test, scenario)):
             yield "base_url", "an http or https URL is needed: the specification names no server"
         for field, problem in (*_load_violations(test, scenario), *_call_violations(scenario)):
             yield f"{at}.{field}", problem
@@ -200,7 +200,8 @@ def _violations(test: LoadTest) -> Iterator[tuple[str, str]]:
             yield f"targets[{index}].scenario", f"there is no scenario {target.scenario!r}"
 
 
-def _is_base_url(url: str) -> bool:
+def is_base_url(url: str) -> bool:
+    """Whether paths can be appended to it."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -209,7 +210,7 @@ def _is_base_url(url: str) -> bool:
 
 
 def _call_violations(scenario: Scenario) -> Iterator[tuple[str, str]]:
-    known = parameter_names(scenario)
+    known = parameter_names(scenario.endpoint)
     for name, value in scenario.parameters.items():
         if name not in known:
             yield f"parameters[{name!r}]", f"{scenario.endpoint.label} has no such parameter"

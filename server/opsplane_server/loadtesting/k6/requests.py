@@ -16,6 +16,7 @@ from opsplane_server.loadtesting.definitions import (
     BasicCredentials,
     BearerToken,
     Credentials,
+    Endpoint,
     LoadTest,
     Parameter,
     ParameterLocation,
@@ -95,12 +96,12 @@ def build(test: LoadTest, scenario: Scenario) -> Request:
     body, content_type = _body(scenario)
     if content_type:
         _set_header(headers, "Content-Type", content_type)
-    key = _authenticate(test.credentials, headers, cookies)
+    _authenticate(test.credentials, headers, cookies)
     for name, given in scenario.headers.items():
         _set_header(headers, name, given)
     url = _url(scenario, query)
     expression = f"{_base(test, scenario)} + {string(url)}"
-    if key is not None:
+    if (key := query_key(test.credentials)) is not None:
         expression += f" + {string('&' if '?' in url else '?')} + {key}"
     return Request(expression, body, headers, cookies, _expected(scenario))
 
@@ -135,20 +136,28 @@ def _url(scenario: Scenario, query: list[str]) -> str:
     return path + ("&" if "?" in path else "?") + "&".join(query)
 
 
+def query_key(credentials: Credentials | None) -> str | None:
+    """The expression of what credentials add to a query; None where they add nothing."""
+    match credentials:
+        case ApiKey(ParameterLocation.HEADER | ParameterLocation.COOKIE):
+            return None
+        case ApiKey(_, name, _):
+            return f"{string(quote(name, safe='') + '=')} + encodeURIComponent(__ENV.{_API_KEY})"
+        case _:
+            return None
+
+
 def _authenticate(
     credentials: Credentials | None, headers: dict[str, JsonValue], cookies: dict[str, JsonValue]
-) -> str | None:
-    """Adds the credentials; for a key in the query returns the expression to append to the URL."""
+) -> None:
+    """Adds the credentials, but for a key in the query."""
     match credentials:
         case ApiKey(ParameterLocation.HEADER, name, _):
             _set_header(headers, name, Raw(f"__ENV.{_API_KEY}"))
         case ApiKey(ParameterLocation.COOKIE, name, _):
             cookies[name] = Raw(f"__ENV.{_API_KEY}")
-        case ApiKey(_, name, _):
-            return f"{string(quote(name, safe='') + '=')} + encodeURIComponent(__ENV.{_API_KEY})"
         case BearerToken() | BasicCredentials():
             _set_header(headers, "Authorization", Raw(f"__ENV.{_AUTHORIZATION}"))
-    return None
 
 
 def _set_header(headers: dict[str, JsonValue], name: str, value: str) -> None:
@@ -259,7 +268,7 @@ def _plain(parameter: Parameter, override: str | None) -> str:
     return _text(value)
 
 
-def parameter_names(scenario: Scenario) -> Mapping[str, ParameterLocation]:
-    """The parameters that a scenario can give values to."""
-    names = dict.fromkeys(TEMPLATE.findall(scenario.endpoint.path), ParameterLocation.PATH)
-    return names | {parameter.name: parameter.location for parameter in scenario.endpoint.parameters}
+def parameter_names(endpoint: Endpoint) -> Mapping[str, ParameterLocation]:
+    """The parameters of an endpoint that can be given values."""
+    names = dict.fromkeys(TEMPLATE.findall(endpoint.path), ParameterLocation.PATH)
+    return names | {parameter.name: parameter.location for parameter in endpoint.parameters}

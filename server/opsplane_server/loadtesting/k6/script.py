@@ -16,8 +16,8 @@ from opsplane_server.loadtesting.k6.requests import Request, StatusRange
 FLUSH_WAIT_SECONDS = 1.2
 
 # Each tag costs k6 time for every sample; these are the ones that results are told apart by.
-_SYSTEM_TAGS: list[JsonValue] = ["name", "scenario", "status"]
-_SUMMARY: list[JsonValue] = ["avg", "min", "med", "max", "p(90)", "p(95)", "p(99)", "count"]
+SYSTEM_TAGS: list[JsonValue] = ["name", "scenario", "status"]
+SUMMARY: list[JsonValue] = ["avg", "min", "med", "max", "p(90)", "p(95)", "p(99)", "count"]
 
 
 def generate(test: LoadTest) -> str:
@@ -66,8 +66,8 @@ def _options(test: LoadTest, names: list[str]) -> dict[str, JsonValue]:
     if limits := loads.thresholds(test):
         options["thresholds"] = limits
     options |= {
-        "systemTags": _SYSTEM_TAGS,
-        "summaryTrendStats": _SUMMARY,
+        "systemTags": SYSTEM_TAGS,
+        "summaryTrendStats": SUMMARY,
         "discardResponseBodies": True,
         "userAgent": "opsplane (k6)",
     }
@@ -83,11 +83,9 @@ def _scenario(test: LoadTest, scenario: Scenario, name: str) -> str:
         params["cookies"] = request.cookies
     if scenario.timeout is not None:
         params["timeout"] = loads.duration(scenario.timeout)
-    if any(isinstance(code, int) and 300 <= code <= 399 and code != 304 for code in request.expected):
-        params["redirects"] = 0  # the redirect itself is the answer that is expected
+    params |= redirects(request)
     params["tags"] = {"name": scenario.endpoint.label}
-    params["responseCallback"] = Raw(f"http.expectedStatuses({_expected_statuses(request)})")
-    title, condition = _check(request)
+    params["responseCallback"] = expected_statuses(request)
     rest = f"  sleep({scenario.think_time.total_seconds():g});\n" if scenario.think_time else ""
     return (
         f"// Scenario {scenario.name}: {string(scenario.endpoint.label)}\n"
@@ -95,7 +93,7 @@ def _scenario(test: LoadTest, scenario: Scenario, name: str) -> str:
         f"  url: {request.url},\n"
         f"  body: {request.body},\n"
         f"  params: {literal(params, '  ')},\n"
-        f"  checks: {{ {string(title)}: (response) => {condition} }},\n"
+        f"  checks: {{ {status_check(request)} }},\n"
         "};\n"
         "\n"
         f"export function {name}_scenario() {{\n"
@@ -106,20 +104,30 @@ def _scenario(test: LoadTest, scenario: Scenario, name: str) -> str:
     )
 
 
-def _expected_statuses(request: Request) -> str:
-    return ", ".join(
+def redirects(request: Request) -> dict[str, JsonValue]:
+    """The parameter that keeps k6 from following a redirect, where the redirect itself is the answer expected."""
+    if any(isinstance(code, int) and 300 <= code <= 399 and code != 304 for code in request.expected):
+        return {"redirects": 0}
+    return {}
+
+
+def expected_statuses(request: Request) -> Raw:
+    """The expression that tells k6 which answers are no failures."""
+    codes = (
         f"{{ min: {code.low}, max: {code.high} }}" if isinstance(code, StatusRange) else str(code)
         for code in request.expected
     )
+    return Raw(f"http.expectedStatuses({', '.join(codes)})")
 
 
-def _check(request: Request) -> tuple[str, str]:
-    """What the check of a status is called, and its condition."""
+def status_check(request: Request) -> str:
+    """The member of an object of k6 checks that checks the status: its title and its function."""
     match request.expected:
         case [StatusRange(low, high)]:
-            return f"status is {low} to {high}", f"response.status >= {low} && response.status <= {high}"
+            title, condition = f"{low} to {high}", f"response.status >= {low} && response.status <= {high}"
         case [code]:
-            return f"status is {code}", f"response.status === {code}"
+            title, condition = str(code), f"response.status === {code}"
         case codes:
             listed = ", ".join(str(code) for code in codes)
-            return f"status is one of {listed}", f"[{listed}].includes(response.status)"
+            title, condition = f"one of {listed}", f"[{listed}].includes(response.status)"
+    return f"{string(f'status is {title}')}: (response) => {condition}"

@@ -21,9 +21,7 @@ from typing import Self
 import httpx
 
 from opsplane_server.errors import InvalidArgument, OpsplaneError, ResourceExhausted, Unavailable
-
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+from opsplane_server.loadtesting.addresses import Address, may_connect
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,7 @@ class SpecFetcher:
             url = _parse(str(target))
         raise _refused(f"redirects more than {self.limits.max_redirects} times")
 
-    async def _resolve(self, url: httpx.URL) -> Sequence[_Address]:
+    async def _resolve(self, url: httpx.URL) -> Sequence[Address]:
         """The addresses of the URL's host that may be connected to, at least one."""
         host = url.raw_host.decode("ascii")
         loop = asyncio.get_running_loop()
@@ -101,7 +99,7 @@ class SpecFetcher:
             raise _refused(f"the host {host!r} has only private addresses, which are not allowed here")
         return list(dict.fromkeys(allowed))
 
-    async def _get(self, url: httpx.URL, addresses: Sequence[_Address], limit: int) -> FetchedDocument | httpx.URL:
+    async def _get(self, url: httpx.URL, addresses: Sequence[Address], limit: int) -> FetchedDocument | httpx.URL:
         """The document, or where the answer redirects to; each address is tried until one connects."""
         for address in addresses[:-1]:
             try:
@@ -110,7 +108,7 @@ class SpecFetcher:
                 continue
         return await self._get_from(url, addresses[-1], limit)
 
-    async def _get_from(self, url: httpx.URL, address: _Address, limit: int) -> FetchedDocument | httpx.URL:
+    async def _get_from(self, url: httpx.URL, address: Address, limit: int) -> FetchedDocument | httpx.URL:
         assert self._tls is not None, "SpecFetcher is used outside of its context"
         timeout = self.limits.timeout.total_seconds()
         # A client for each call: connections are told apart by address only, and must not be shared between hosts.
@@ -140,21 +138,6 @@ class SpecFetcher:
                 if len(content) > limit:
                     raise ResourceExhausted(f"the document is larger than {limit} bytes", reason="SPEC_TOO_LARGE")
             return FetchedDocument(str(url), _decode(bytes(content)))
-
-
-def may_connect(address: _Address, allow_private: bool) -> bool:
-    """True for public addresses, and with `allow_private` for loopback and private ones; never for link-local,
-    multicast and unspecified addresses. An IPv4 address inside an IPv6 one counts as itself.
-    """
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
-        if inner is None and address in _NAT64:
-            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if inner is not None:
-            return may_connect(inner, allow_private)
-    if address.is_link_local or address.is_multicast or address.is_unspecified:
-        return False
-    return address.is_global or (allow_private and (address.is_private or address.is_loopback))
 
 
 def _parse(url: str) -> httpx.URL:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -13,6 +14,7 @@ from google.protobuf.message import Message
 from opsplane_server.errors import FailedPrecondition, InvalidArgument
 from opsplane_server.loadtesting import convert_reports, convert_runs, names
 from opsplane_server.loadtesting.comparison.comparing import DEFAULT_TOLERANCE, Comparisons, RunComparison, course
+from opsplane_server.loadtesting.history.port import MetricStore
 from opsplane_server.loadtesting.metrics.rows import ExportRow
 from opsplane_server.loadtesting.metrics.slots import AlignedSlots, SingleSlots, Slot
 from opsplane_server.loadtesting.metrics.windows import Window, WindowAssembler
@@ -23,11 +25,8 @@ from opsplane_server.loadtesting.reports.content import Content
 from opsplane_server.loadtesting.reports.junit import junit
 from opsplane_server.loadtesting.reports.page import page
 from opsplane_server.loadtesting.watch import origin
-from opsplane_server.storage.followers import Position
 
 PART_BYTES = 256 * 1024
-
-_BATCH = 200
 
 
 class Format(StrEnum):
@@ -70,8 +69,9 @@ class Part:
 class Reports:
     """Makes reports of stored runs."""
 
-    def __init__(self, store: RunStore, comparisons: Comparisons) -> None:
+    def __init__(self, store: RunStore, history: MetricStore, comparisons: Comparisons) -> None:
         self._store = store
+        self._history = history
         self._comparisons = comparisons
 
     async def export(self, name: str, form: Format, baseline: str = "") -> AsyncGenerator[Part, None]:
@@ -102,18 +102,19 @@ class Reports:
 
     async def _content(self, run: Run, baseline: str) -> Content:
         assert run.outcome is not None
-        points = await course(self._store, run)
+        points = await course(self._history, run)
         comparison: RunComparison | None = None
         if baseline:
             comparison = await self._comparisons.pair(baseline, run, points, DEFAULT_TOLERANCE)
-        by_users = convert_runs.asked_for(run).HasField("user_load")
+        by_users = run.plan.users is not None
         return Content(run, run.outcome.results, points, comparison, baseline, by_users)
 
     async def _json(self, run: Run, baseline: str) -> AsyncGenerator[str, None]:
         """`run`, `comparison` where there is a baseline, and `windows`: the JSON forms of the API's messages."""
         yield f'{{"run": {_json(convert_runs.run_to_proto(run))}'
         if baseline:
-            comparison = await self._comparisons.pair(baseline, run, await course(self._store, run), DEFAULT_TOLERANCE)
+            points = await course(self._history, run)
+            comparison = await self._comparisons.pair(baseline, run, points, DEFAULT_TOLERANCE)
             yield f',\n"comparison": {_json(convert_reports.run_comparison_to_proto(comparison))}'
         yield ',\n"windows": ['
         separator = "\n"
@@ -141,10 +142,9 @@ class Reports:
         yield list(slots.finish())
 
     async def _rows(self, run: Run) -> AsyncGenerator[list[ExportRow], None]:
-        position = Position.START
-        while rows := await self._store.read_windows(run.key, position, _BATCH, settled_only=False):
-            position = rows[-1][0]
-            yield [row for _, row in rows]
+        async with aclosing(self._history.read(run)) as batches:
+            async for batch in batches:
+                yield [row for _, row in batch]
 
 
 async def _parts(texts: AsyncIterator[str]) -> AsyncGenerator[bytes, None]:

@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -61,13 +61,17 @@ class LocalRunner:
         """See the port."""
         return str(await self._find())
 
-    async def inspect(self, script: str) -> Inspection:
-        """Has k6 read a script without running it. InvalidArgument on `run.script`, FailedPrecondition `K6_MISSING`."""
+    async def inspect(
+        self, script: str, files: Mapping[str, str] | None = None, *, field: str = "run.script"
+    ) -> Inspection:
+        """Has k6 read a script without running it; `files` stand beside it.
+
+        InvalidArgument on `field`, FailedPrecondition `K6_MISSING`.
+        """
         k6 = await self._find()
         with tempfile.TemporaryDirectory(prefix="opsplane-script-") as folder:
-            path = Path(folder) / "script.js"
-            await asyncio.to_thread(path.write_text, script, encoding="utf-8")
-            return await inspect(k6.path, path, field="run.script")
+            await asyncio.to_thread(_write, Path(folder), {**(files or {}), "script.js": script})
+            return await inspect(k6.path, Path(folder) / "script.js", field=field)
 
     async def start(self, spec: GeneratorSpec) -> None:
         """See the port."""
@@ -133,10 +137,7 @@ class LocalRunner:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if (folder / "started").exists():
             return "taken"
-        for file_name, content in files.items():
-            if not _FILE_NAME.match(file_name) or file_name in _OWN_FILES:
-                raise ValueError(f"{file_name!r} is no name of a file of a script")
-            (folder / file_name).write_text(content, encoding="utf-8")
+        _write(folder, files)
         reading, writing = os.pipe()
         try:
             arguments = [sys.executable, "-I", "-S", launcher.__file__, str(folder), str(self._max_console_bytes)]
@@ -208,6 +209,13 @@ class LocalRunner:
             if not signalled:
                 signalled = await asyncio.to_thread(_signal, self._path(name), number)
             await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _write(folder: Path, files: Mapping[str, str]) -> None:
+    for name, content in files.items():
+        if not _FILE_NAME.match(name) or name in _OWN_FILES:
+            raise ValueError(f"{name!r} is no name of a file of a script")
+        (folder / name).write_text(content, encoding="utf-8")
 
 
 def _cpus() -> float:

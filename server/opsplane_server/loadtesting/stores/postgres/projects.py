@@ -20,7 +20,8 @@ COLUMNS = {"title": "p.title", "summary": "p.summary", "create_time": "p.create_
 SELECT = """
 SELECT p.*,
        (SELECT count(*) FROM loadtesting.specs s WHERE s.project_id = p.id) AS spec_count,
-       (SELECT count(*) FROM loadtesting.runs r WHERE r.project_id = p.id) AS run_count
+       (SELECT count(*) FROM loadtesting.runs r WHERE r.project_id = p.id) AS run_count,
+       (SELECT count(*) FROM loadtesting.data_sets d WHERE d.project_id = p.id) AS data_set_count
 FROM loadtesting.projects p
 """
 
@@ -37,6 +38,7 @@ def _project(row: asyncpg.Record) -> Project:
         update_time=row["update_time"],
         spec_count=row["spec_count"],
         run_count=row["run_count"],
+        data_set_count=row["data_set_count"],
     )
 
 
@@ -114,7 +116,12 @@ class PostgresProjectStore:
     async def delete_project(self, name: str) -> None:
         """See the port."""
         async with self._database.transaction() as connection:
-            for table, column in (("runs", "project_id"), ("specs", "project_id"), ("projects", "id")):
+            for table, column in (
+                ("runs", "project_id"),
+                ("specs", "project_id"),
+                ("data_sets", "project_id"),
+                ("projects", "id"),
+            ):
                 await connection.execute(f"DELETE FROM loadtesting.{table} WHERE {column} = $1", *names.ids(name))
 
     async def _one(self, query: str, name: str) -> Project:

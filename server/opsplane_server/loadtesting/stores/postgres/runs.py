@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import asyncpg
 from pydantic import TypeAdapter
 
-from opsplane_server.errors import AlreadyExists, FailedPrecondition, NotFound
+from opsplane_server.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from opsplane_server.loadtesting import names
 from opsplane_server.loadtesting.metrics.packing import pack, unpack
 from opsplane_server.loadtesting.metrics.results import Verdict
@@ -79,8 +79,8 @@ class PostgresRunStore:
                 row = await connection.fetchrow(
                     """INSERT INTO loadtesting.runs
                            (project_id, id, title, description, creator, trace_id, operation, plan, script,
-                            credentials, state)
-                       VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING key, create_time""",
+                            credentials, state, notes)
+                       VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING key, create_time""",
                     project_id,
                     run_id,
                     run.title,
@@ -92,11 +92,14 @@ class PostgresRunStore:
                     script,
                     credentials,
                     RunState.PENDING.value,
+                    list(run.notes),
                 )
             except asyncpg.UniqueViolationError:
                 raise AlreadyExists.resource(run.name) from None
             except asyncpg.ForeignKeyViolationError:
                 raise NotFound.resource(names.project(project_id)) from None
+            except (asyncpg.UntranslatableCharacterError, asyncpg.CharacterNotInRepertoireError):
+                raise InvalidArgument.of("run", "no text of it can hold the character U+0000") from None
         assert row is not None
         return replace(run, plan=plan, key=row["key"], state=RunState.PENDING, create_time=row["create_time"])
 
@@ -144,6 +147,25 @@ class PostgresRunStore:
         row = await self._row("SELECT credentials FROM loadtesting.runs WHERE project_id = $1 AND id = $2", name)
         credentials: bytes | None = row["credentials"]
         return credentials
+
+    async def keep_rows(self, name: str, rows: Mapping[str, bytes]) -> None:
+        """See the port."""
+        async with self._database.connection() as connection:
+            key = await connection.fetchval(
+                f"SELECT key FROM loadtesting.runs WHERE project_id = $1 AND id = $2 AND {ACTIVE}", *names.ids(name)
+            )
+            if key is None:
+                raise FailedPrecondition(f"{name} has ended", reason="RUN_ENDED")
+            await connection.executemany(
+                "INSERT INTO loadtesting.run_rows (run_key, pool, data) VALUES ($1, $2, $3)",
+                [(key, pool, data) for pool, data in rows.items()],
+            )
+
+    async def get_rows(self, key: int) -> dict[str, bytes]:
+        """See the port."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch("SELECT pool, data FROM loadtesting.run_rows WHERE run_key = $1", key)
+        return {row["pool"]: row["data"] for row in rows}
 
     async def start_run(self, name: str, token_hash: bytes, generator_version: str) -> None:
         """See the port."""

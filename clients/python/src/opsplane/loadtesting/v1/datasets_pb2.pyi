@@ -121,7 +121,13 @@ class UploadedRows(_message.Message):
     format: Global___RowFormat.ValueType
     """Format of `content`."""
     content: _builtins.bytes
-    """The file: CSV with a header line, or a JSON array of objects, or one JSON object a line; UTF-8, up to 16 MiB. Not returned."""
+    """The file: CSV with a header line, or a JSON array of objects, or one JSON object a line; UTF-8, up to 16 MiB, 1,000,000 rows,
+    1,000 fields and 64 MiB once every row is written as JSON with all fields. Not returned.
+
+    Fields have names of 1 to 64 letters, digits and `_`, not starting with a digit. A column of CSV that holds nothing but
+    plain numbers becomes numbers, its empty values null; other columns are text. What a row of JSON lacks is null; values are
+    nested up to 32 levels; whole numbers beyond 2^53 - 1, which JavaScript would change, become text.
+    """
     def __init__(
         self,
         *,
@@ -152,7 +158,7 @@ class ClickHouseQuery(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     host: _builtins.str
-    """Host of the server."""
+    """Host of the server: a name or an address, also of a private network."""
     port: _builtins.int
     """Port. Default 9000, or 9440 with TLS."""
     database: _builtins.str
@@ -162,7 +168,11 @@ class ClickHouseQuery(_message.Message):
     password: _builtins.str
     """Password; kept encrypted, never returned."""
     query: _builtins.str
-    """The SELECT; its columns become the fields. Up to 64 KiB."""
+    """The SELECT; its columns become the fields. Up to 64 KiB. It is run with the setting `readonly`.
+
+    Times become RFC 3339 in UTC, whole numbers beyond 2^53 - 1 and decimal numbers of more than 15 digits text, NaN and infinity
+    null, bytes that are no UTF-8 hexadecimal digits.
+    """
     tls: _builtins.bool
     """Use TLS and check the server's certificate."""
     limit: _builtins.int
@@ -194,7 +204,7 @@ Global___ClickHouseQuery: _TypeAlias = ClickHouseQuery  # noqa: Y015
 
 @_typing.final
 class CreateDataSetRequest(_message.Message):
-    """Creates a data set."""
+    """Creates a data set. A query is not run."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -388,7 +388,8 @@ class LoadTestingServicer:
 
     def TestDataSet(self, request, context):
         """Tries a source of rows and returns the first ones.
-        Errors: INVALID_ARGUMENT (its rows cannot be read), UNAVAILABLE (its source does not answer).
+        Errors: INVALID_ARGUMENT (its rows cannot be read), NOT_FOUND (project), FAILED_PRECONDITION (DATA_SET_FAILED: its source does not
+        answer, refuses the query or gives no rows).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -118,7 +118,8 @@ class LoadTestingStub:
     """
     TestDataSet: _aio.UnaryUnaryMultiCallable[_datasets_pb2.TestDataSetRequest, _datasets_pb2.TestDataSetResponse]
     """Tries a source of rows and returns the first ones.
-    Errors: INVALID_ARGUMENT (its rows cannot be read), UNAVAILABLE (its source does not answer).
+    Errors: INVALID_ARGUMENT (its rows cannot be read), NOT_FOUND (project), FAILED_PRECONDITION (DATA_SET_FAILED: its source does not
+    answer, refuses the query or gives no rows).
     """
 
 class LoadTestingServicer(metaclass=_abc_1.ABCMeta):
@@ -382,7 +383,8 @@ class LoadTestingServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_datasets_pb2.TestDataSetRequest, _abc.Awaitable[_datasets_pb2.TestDataSetResponse]],
     ) -> _abc.Awaitable[_datasets_pb2.TestDataSetResponse]:
         """Tries a source of rows and returns the first ones.
-        Errors: INVALID_ARGUMENT (its rows cannot be read), UNAVAILABLE (its source does not answer).
+        Errors: INVALID_ARGUMENT (its rows cannot be read), NOT_FOUND (project), FAILED_PRECONDITION (DATA_SET_FAILED: its source does not
+        answer, refuses the query or gives no rows).
         """
 
 def add_LoadTestingServicer_to_server(servicer: LoadTestingServicer, server: _aio.Server) -> None: ...

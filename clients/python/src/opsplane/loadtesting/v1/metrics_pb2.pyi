@@ -75,11 +75,11 @@ class Window(_message.Message):
 
     @_builtins.property
     def scenarios(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeriesStats]:
-        """The calls by scenario."""
+        """The calls by scenario or class of users, as in RunResults."""
 
     @_builtins.property
     def endpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeriesStats]:
-        """The calls by endpoint."""
+        """The calls by endpoint, as in RunResults."""
 
     def __init__(
         self,
@@ -203,7 +203,9 @@ class SeriesStats(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     STATS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name of the scenario, or method and path of the endpoint (`GET /pets/{petId}`). `other` gathers what is beyond the cap."""
+    """Name of the scenario or class of users, or method and path of the endpoint (`GET /pets/{petId}`). `other` gathers what is
+    beyond the cap.
+    """
     @_builtins.property
     def stats(self) -> Global___CallStats:
         """Its calls."""
@@ -242,7 +244,7 @@ class RunResults(_message.Message):
     INCOMPLETE_REASON_FIELD_NUMBER: _builtins.int
     PERCENTILE_ERROR_RATIO_FIELD_NUMBER: _builtins.int
     iterations: _builtins.int
-    """Iterations completed."""
+    """Iterations completed; of users the tasks done, and one for what each does when it starts."""
     dropped_iterations: _builtins.int
     """Iterations that an arrival rate could not start."""
     received_bytes: _builtins.int
@@ -263,15 +265,17 @@ class RunResults(_message.Message):
 
     @_builtins.property
     def total(self) -> Global___ResultStats:
-        """All calls of the run."""
+        """All calls of the run, those that users make when they start (`on_start`) among them."""
 
     @_builtins.property
     def scenarios(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScenarioResults]:
-        """By scenario."""
+        """By scenario or class of users. What users call when they start is no part of their class: it stands apart as
+        `CLASS:on_start`.
+        """
 
     @_builtins.property
     def endpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndpointResults]:
-        """By endpoint."""
+        """By endpoint, or name of a task. What users call when they start stands apart, under names that end in ` (on start)`."""
 
     @_builtins.property
     def vus(self) -> Global___Range:
@@ -378,7 +382,7 @@ Global___Range: _TypeAlias = Range  # noqa: Y015
 
 @_typing.final
 class ScenarioResults(_message.Message):
-    """Final figures of a scenario."""
+    """Final figures of a scenario or a class of users."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -388,9 +392,9 @@ class ScenarioResults(_message.Message):
     STATS_FIELD_NUMBER: _builtins.int
     TARGET_TPS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name of the scenario."""
+    """Name of the scenario or class, or `CLASS:on_start` for what the users of a class called when they started."""
     endpoint: _builtins.str
-    """The endpoint that it called, as it was at the time; empty for a script of the user's own."""
+    """The endpoint that it called, as it was at the time; empty for a class of users and for a script of the user's own."""
     target_tps: _builtins.float
     """Calls a second that its arrival rate asked for, mean over its course; `stats.tps.avg` is what was reached. 0 without
     an arrival rate.
@@ -429,7 +433,7 @@ class EndpointResults(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     STATS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Method and path, `GET /pets/{petId}`, or the name that a script gave. `other` gathers what is beyond the cap."""
+    """Method and path, `GET /pets/{petId}`, or the name that a task or a script gave. `other` gathers what is beyond the cap."""
     @_builtins.property
     def stats(self) -> Global___ResultStats:
         """Its calls."""

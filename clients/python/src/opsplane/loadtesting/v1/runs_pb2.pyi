@@ -101,7 +101,7 @@ class _RunViewEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunView.Value
     RUN_VIEW_UNSPECIFIED: _RunView.ValueType  # 0
     """BASIC."""
     RUN_VIEW_BASIC: _RunView.ValueType  # 1
-    """Without scenarios' details, per-scenario and per-endpoint results; for an overview."""
+    """Without the load and results by scenario, class of users and endpoint; for an overview."""
     RUN_VIEW_FULL: _RunView.ValueType  # 2
     """Everything."""
 
@@ -111,7 +111,7 @@ class RunView(_RunView, metaclass=_RunViewEnumTypeWrapper):
 RUN_VIEW_UNSPECIFIED: RunView.ValueType  # 0
 """BASIC."""
 RUN_VIEW_BASIC: RunView.ValueType  # 1
-"""Without scenarios' details, per-scenario and per-endpoint results; for an overview."""
+"""Without the load and results by scenario, class of users and endpoint; for an overview."""
 RUN_VIEW_FULL: RunView.ValueType  # 2
 """Everything."""
 Global___RunView: _TypeAlias = RunView  # noqa: Y015
@@ -192,7 +192,9 @@ class Run(_message.Message):
     failure_message: _builtins.str
     """Why it failed, in words; empty when it did not."""
     failure_reason: _builtins.str
-    """Why it failed, for programs, for example `SCRIPT_ERROR`, `GENERATOR_LOST`, `TIMEOUT`; empty when it did not."""
+    """Why it failed, for programs, for example `SCRIPT_ERROR`, `DATA_SET_FAILED`, `GENERATOR_LOST`, `TIMEOUT`; empty
+    when it did not.
+    """
     creator: _builtins.str
     """Who created it."""
     generator_version: _builtins.str
@@ -249,7 +251,7 @@ class Run(_message.Message):
 
     @_builtins.property
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Notes about the run, in words: a data source that failed and was replaced, a run that took long."""
+        """Notes about the run, in words: a data source that failed and was replaced, a class without users, a run that took long."""
 
     def __init__(
         self,

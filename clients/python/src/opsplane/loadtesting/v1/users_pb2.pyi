@@ -77,7 +77,7 @@ class UserLoad(_message.Message):
     spawn_rate: _builtins.float
     """Users started a second until the peak is reached; 0 takes the preset's."""
     seed: _builtins.int
-    """Fixes all random choices, so that the same seed gives the same data; 0 for one chosen by the server."""
+    """Fixes all random choices, so that the same seed gives the same data; 0 for one chosen by the server, which the run then shows."""
     @_builtins.property
     def run_time(self) -> _duration_pb2.Duration:
         """How long the load lasts, from its start, up to 24 hours; unset takes the preset's."""
@@ -378,22 +378,24 @@ class UserTask(_message.Message):
     script: _builtins.str
     """Run this k6 JavaScript as the body of a function, up to 64 KiB; `user` holds the user's data."""
     body: _builtins.str
-    """Replaces the endpoint's body; may hold templates. Up to 1 MiB."""
+    """Replaces the endpoint's body; may hold templates. Up to 1 MiB. Only with `endpoint`."""
     @_builtins.property
     def request(self) -> Global___RequestTemplate:
         """Call this."""
 
     @_builtins.property
     def parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Replaces parts of the endpoint's samples: parameters by name; values may hold templates."""
+        """Replaces parts of the endpoint's samples: parameters by name; values may hold templates. Only with `endpoint`."""
 
     @_builtins.property
     def expected_statuses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Status codes that count as success; default those of the specification, else 200 to 399."""
+        """Status codes that count as success; default those of the specification, else 200 to 399. Not with `script`."""
 
     @_builtins.property
     def captures(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Values to keep from the answer for later tasks of the same user: name to JSON path, for example `token` to `data.access_token`."""
+        """Values to keep from the answer for later tasks of the same user: name to JSON path, for example `token` to `data.access_token`.
+        Not with `script`.
+        """
 
     def __init__(
         self,
@@ -422,6 +424,7 @@ Global___UserTask: _TypeAlias = UserTask  # noqa: Y015
 class RequestTemplate(_message.Message):
     """A call given directly, without a specification. All values may hold templates:
     `{{pool.NAME.FIELD}}`, `{{captured.NAME}}`, `{{uuid}}`, `{{hex 32}}`, `{{int 1 100}}`, `{{choice a b c}}`, `{{now}}`.
+    In a JSON body a template inside of a string is written as a part of it, and one outside of strings as a value of JSON.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -475,7 +478,7 @@ class RequestTemplate(_message.Message):
     method: _builtins.str
     """HTTP method in upper case."""
     path: _builtins.str
-    """Path, appended to the run's base_url, for example `/api/v1/logs/{id}`."""
+    """Path, appended to the run's base_url, for example `/api/v1/logs/{{pool.logs.id}}`."""
     body: _builtins.str
     """Body, up to 1 MiB."""
     content_type: _builtins.str

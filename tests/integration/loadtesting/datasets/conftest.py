@@ -1,0 +1,1 @@
+from tests.loadtesting_harness import loadtesting as loadtesting

@@ -24,11 +24,13 @@ $(STAMP): requirements.lock pyproject.toml clients/python/pyproject.toml scripts
 
 install: $(STAMP) ## make .venv with everything that the lock names
 
-tools: ## put what tests use into the cache: grpcurl, the OpenTelemetry Collector (Go), node-postgres (npm), Kafka (Maven), FTP and SQL servers (apt)
+tools: ## put what tests use into the cache: grpcurl, the OpenTelemetry Collector and InfluxDB (Go), node-postgres (npm), Kafka (Maven), FTP and SQL servers, ClickHouse (apt)
 	@scripts/tools.sh
 	@scripts/kafka.sh
 	@scripts/ftp_servers.sh
 	@scripts/mariadb.sh
+	@scripts/clickhouse.sh
+	@scripts/influxdb.sh
 
 demo: $(STAMP) ## start a server and a sample API, load-test it, show the results
 	@$(PY) scripts/demo.py $(ARGS)
@@ -61,7 +63,7 @@ proto: $(STAMP) ## generate the Python stubs from the protos
 lock: $(STAMP) ## renew requirements.lock (ARGS=--upgrade for newer versions)
 	@$(PY) scripts/lock.py $(ARGS)
 
-bench: $(STAMP) ## measure (PART=loadtest|logs|shipper|search|transfers|databases|comparison|rpc; default all) into build/bench.json
+bench: $(STAMP) ## measure (PART=loadtest|logs|shipper|search|transfers|databases|comparison|users|rpc; default all) into build/bench.json
 	@$(PY) -m tests.bench $(PART)
 
 soak: $(STAMP) ## run a load test for long and watch the memory (ARGS="--minutes 30")

@@ -27,6 +27,9 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opsplane.loadtesting.v1 import loadtesting_pb2_grpc
 from opsplane_server.loadtesting.collector import METRICS_SERVICE, MetricsCollector
+from opsplane_server.loadtesting.datasets.data_sets import DataSets
+from opsplane_server.loadtesting.datasets.pools import DataSetRows
+from opsplane_server.loadtesting.datasets.reading import RowReader
 from opsplane_server.loadtesting.openapi.analyzer import SpecAnalyzer
 from opsplane_server.loadtesting.openapi.fetching import FetchLimits, SpecFetcher
 from opsplane_server.loadtesting.projects import Projects
@@ -34,7 +37,13 @@ from opsplane_server.loadtesting.runners.local import LocalRunner
 from opsplane_server.loadtesting.runs import Runs
 from opsplane_server.loadtesting.servicer import LoadTestingServicer
 from opsplane_server.loadtesting.specs import Specs
-from opsplane_server.loadtesting.stores.postgres import PostgresProjectStore, PostgresRunStore, PostgresSpecStore
+from opsplane_server.loadtesting.stores.postgres import (
+    PostgresDataSetStore,
+    PostgresMetricStore,
+    PostgresProjectStore,
+    PostgresRunStore,
+    PostgresSpecStore,
+)
 from opsplane_server.loadtesting.tokens import RunTokens
 from opsplane_server.loadtesting.watch import RunWatcher
 from opsplane_server.rpc.identity import Anonymous, Chain
@@ -64,6 +73,9 @@ class LoadTesting:
     projects: PostgresProjectStore
     specs: PostgresSpecStore
     runs: PostgresRunStore
+    data_sets: PostgresDataSetStore
+    secrets: SecretBox
+    reader: RowReader
     address: str
 
 
@@ -80,8 +92,12 @@ async def loadtesting(dsn: str, tmp_path: Path) -> AsyncIterator[LoadTesting]:
         projects = PostgresProjectStore(platform.database)
         specs = PostgresSpecStore(platform.database)
         runs = PostgresRunStore(platform.database)
+        data_sets = PostgresDataSetStore(platform.database)
+        reader = await stack.enter_async_context(RowReader())
+        secrets = SecretBox.from_key_file(key_file, create=True)
+        history = PostgresMetricStore(platform.database, runs)
         signal = platform.signals.topic("loadtesting_runs")
-        servicer = LoadTestingServicer(  # type: ignore[abstract]  # what is not built answers UNIMPLEMENTED
+        servicer = LoadTestingServicer(
             platform.changes,
             Projects(projects),
             Specs(projects, specs, fetcher, analyzer),
@@ -89,16 +105,20 @@ async def loadtesting(dsn: str, tmp_path: Path) -> AsyncIterator[LoadTesting]:
                 runs,
                 specs,
                 platform.operations,
-                SecretBox.from_key_file(key_file, create=True),
+                secrets,
+                DataSetRows(data_sets, secrets, reader),
                 node="here",
                 job_timeout=timedelta(hours=4),
                 inspect=LocalRunner(tmp_path / "k6").inspect,
                 allow_scripts=True,
             ),
-            RunWatcher(runs, signal),
+            RunWatcher(runs, history, signal),
+            DataSets(projects, data_sets, secrets, reader),
             project_store=projects,
             spec_store=specs,
             run_store=runs,
+            data_set_store=data_sets,
+            history=history,
             job_warning=timedelta(hours=1),
         )
         collector = MetricsCollector(runs, signal)
@@ -122,6 +142,9 @@ async def loadtesting(dsn: str, tmp_path: Path) -> AsyncIterator[LoadTesting]:
             projects=projects,
             specs=specs,
             runs=runs,
+            data_sets=data_sets,
+            secrets=secrets,
+            reader=reader,
             address=served.address,
         )
 

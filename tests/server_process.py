@@ -27,7 +27,7 @@ from typing import Any
 import opsplane
 import opsplane_server
 import psutil
-from opsplane_server.config_sources import ALIASES, POOLER_CONFIG, WITHOUT_EFFECT
+from opsplane_server.config_sources import ALIASES, OF_DATA_SETS, POOLER_CONFIG, WITHOUT_EFFECT
 
 from tests.postgres_fixtures import reachable_folder
 
@@ -63,7 +63,7 @@ class ServerProcess:
         defaults = (f"--data-dir={self.data_dir}", "--port=0", "--metrics-port=0")
         command = [sys.executable, "-P", "-m", "opsplane_server", *defaults, *self._arguments]
         # Settings of a developer's machine must not decide what is tested.
-        foreign = ALIASES.keys() | WITHOUT_EFFECT | {POOLER_CONFIG}
+        foreign = ALIASES.keys() | OF_DATA_SETS | WITHOUT_EFFECT | {POOLER_CONFIG}
         ours = {name: value for name, value in os.environ.items() if name not in foreign}
         environment = {**ours, "PYTHONPATH": IMPORT_PATH, **self._environment}
         with (self._folder / "stdout").open("wb") as output, (self._folder / "stderr").open("wb") as errors:

@@ -17,7 +17,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     SecretStr,
+    SerializationInfo,
     field_validator,
     model_validator,
 )
@@ -36,6 +38,15 @@ def _level(value: object) -> object:
     return {"WARN": "WARNING"}.get(value.upper(), value.upper()) if isinstance(value, str) else value
 
 
+REVEALED: Final = "revealed"
+"""As the context of `model_dump_json` it writes secrets as they are, for a process of this server."""
+
+
+def _secret(value: SecretStr, info: SerializationInfo) -> str:
+    return value.get_secret_value() if info.context == REVEALED else str(value)
+
+
+Secret = Annotated[SecretStr, PlainSerializer(_secret, when_used="json-unless-none")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 File = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]
 LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_level)]
@@ -265,11 +276,57 @@ class LoadTestingSettings(_Section):
         description="How long after a run's end its windows are joined from one second to ten at most, to save space",
     )
     max_concurrent_runs: int = Field(default=10, ge=1, le=1000, description="Runs at a time on this machine")
+    history: Literal["postgres", "influxdb"] = Field(
+        default="postgres",
+        description="Where figures of ended runs are read from; from PostgreSQL too what InfluxDB does not have",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.job_warning_hours > self.job_timeout_hours:
             raise ValueError("job_warning_hours is more than job_timeout_hours")
+        return self
+
+
+class InfluxdbSettings(_Section):
+    """An InfluxDB 2 to copy the figures of runs to. Without a token nothing is copied."""
+
+    url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/\s?#@]+(/[^\s?#]*)?$",
+        description="Its address, such as `https://influxdb.example.com:8086`",
+    )
+    host: str | None = Field(default=None, pattern=r"^[^/\s]+$", description="Its host, in place of `url`: plain HTTP")
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(default=8086, description="The port of `host`")
+    org: str = Field(default="", description="Organization that the bucket is of")
+    bucket: str = Field(default="opsplane", min_length=1, description="Bucket to write to, which must exist")
+    token: Secret | None = Field(default=None, description="Token that may read and write the bucket")
+    ca_file: File | None = Field(default=None, description="PEM file with the authorities of its certificate")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether figures are copied."""
+        return self.token is not None
+
+    @property
+    def address(self) -> str:
+        """Where it is reached."""
+        if self.url is not None:
+            return self.url.rstrip("/")
+        host = f"[{self.host}]" if self.host is not None and ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.url is not None and self.token is None:
+            raise ValueError("url needs token and org too")
+        if self.token is not None:
+            if self.url is None and self.host is None:
+                raise ValueError("token needs url too")
+            if not self.org:
+                raise ValueError("token needs org too")
+            if not self.token.get_secret_value().isprintable() or not self.token.get_secret_value().isascii():
+                raise ValueError("token has characters that no token has")
         return self
 
 
@@ -343,7 +400,7 @@ class FtpTransferSettings(_Section):
         default="PLAIN", description="How to log in, with SASL_PLAINTEXT or SASL_SSL"
     )
     kafka_sasl_username: str = Field(default="", description="User to log in as")
-    kafka_sasl_password: SecretStr | None = Field(default=None, description="The user's password")
+    kafka_sasl_password: Secret | None = Field(default=None, description="The user's password")
     kafka_ssl_ca_file: File | None = Field(
         default=None, description="PEM file with the authorities of the brokers' certificates"
     )
@@ -470,6 +527,7 @@ class Settings(_Section):
     logging: LoggingSettings = LoggingSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     loadtesting: LoadTestingSettings = LoadTestingSettings()
+    influxdb: InfluxdbSettings = InfluxdbSettings()
     logingest: LogIngestSettings = LogIngestSettings()
     ftptransfer: FtpTransferSettings = FtpTransferSettings()
     instances: InstancesSettings = InstancesSettings()
@@ -488,6 +546,8 @@ class Settings(_Section):
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:
+        if self.loadtesting.history == "influxdb" and not self.influxdb.enabled:
+            raise ValueError("loadtesting.history is influxdb, but there is no influxdb.token")
         if not self.server.loopback and not (self.tls.enabled and self.auth.tokens):
             raise ValueError(
                 f"server.host {self.server.host} is not loopback: serving others needs TLS (tls.cert, tls.key) "

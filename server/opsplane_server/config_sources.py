@@ -44,6 +44,9 @@ ALIASES: Final[Mapping[str, tuple[str, str]]] = {
     "SCHEDULER_JOB_WARNING_HOURS": ("loadtesting", "job_warning_hours"),
     "K6_SCRIPT_FILE_FOLDER": ("loadtesting", "script_folder"),
     "AUTO_DELETE_COMPLETED_JOBS": ("loadtesting", "auto_delete_completed_jobs"),
+    "INFLUXDB_HOST": ("influxdb", "host"),
+    "INFLUXDB_PORT": ("influxdb", "port"),
+    "INFLUXDB_DATABASE": ("influxdb", "bucket"),
     "FTP_POOLER_CONNECTIONS": ("ftptransfer", "connections_file"),
 }
 
@@ -51,8 +54,10 @@ ALIASES: Final[Mapping[str, tuple[str, str]]] = {
 POOLER_CONFIG: Final = "FTP_POOLER_CONFIG"
 
 # Names of the same tools for parts that are not built yet.
-WITHOUT_EFFECT: Final = frozenset({
-    "INFLUXDB_HOST", "INFLUXDB_PORT", "INFLUXDB_DATABASE", "KUBERNETES_NAMESPACE", "K6_DEFAULT_PVC",
+WITHOUT_EFFECT: Final = frozenset({"KUBERNETES_NAMESPACE", "K6_DEFAULT_PVC"})
+
+# Names of the same tools for what each load test says by itself, and its command line reads.
+OF_DATA_SETS: Final = frozenset({
     "USE_DATABASE_DATA",
     "CLICKHOUSE_HOST", "CLICKHOUSE_PORT", "CLICKHOUSE_DATABASE", "CLICKHOUSE_USER", "CLICKHOUSE_PASSWORD",
     "DB_USERS_LIMIT", "DB_BUNDLE_IDS_LIMIT", "DB_COMBO_IDS_LIMIT", "DB_SFDC_CASES_LIMIT",
@@ -136,7 +141,7 @@ def load(flags: Mapping[tuple[str, ...], tuple[str, object]], config_file: Path 
         raise ConfigurationError("; ".join(dict.fromkeys(problems))) from None
     settings = settings.model_copy(update={"data_dir": settings.data_dir.absolute()})
     _check_certificates(settings.tls)
-    return Loaded(settings, tuple(_warnings()))
+    return Loaded(settings, tuple(_warnings(settings)))
 
 
 def variables() -> dict[str, tuple[str, ...]]:
@@ -286,10 +291,26 @@ def _check_certificates(tls: TlsSettings) -> None:
         raise ConfigurationError(f"tls.client_ca: {tls.client_ca}: no certificate in PEM: {error.reason}") from None
 
 
-def _warnings() -> Iterator[str]:
-    unused = sorted(name for name in WITHOUT_EFFECT if os.environ.get(name))
+def _warnings(settings: Settings) -> Iterator[str]:
+    if settings.influxdb.host is not None and not settings.influxdb.enabled:
+        yield (
+            "influxdb.host (INFLUXDB_HOST): figures are copied there once influxdb.org and influxdb.token are set, "
+            "which are of an InfluxDB 2; a 1.x server can not be used"
+        )
+    elsewhere = sorted(name for name in OF_DATA_SETS if _is_set(name))
+    if elsewhere:
+        yield (
+            f"{', '.join(elsewhere)}: no effect on the server. Data sets hold the connection to ClickHouse; set these "
+            "for `opsplane loadtest data-sets create` and for run files"
+        )
+    unused = sorted(name for name in WITHOUT_EFFECT if _is_set(name))
     if unused:
         yield f"{', '.join(unused)}: no effect yet, what they set up is not part of this version"
+
+
+def _is_set(name: str) -> bool:
+    value = os.environ.get(name, "")
+    return bool(value) and not _KUBERNETES_LINK.match(value)
 
 
 def _put(values: dict[str, Any], path: Sequence[str], value: object) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "build" / "bench.json"
-PARTS = ("rpc", "loadtest", "logs", "shipper", "search", "transfers", "databases", "comparison")
+PARTS = ("rpc", "loadtest", "logs", "shipper", "search", "transfers", "databases", "comparison", "users")
 
 
 def keep(entries: list[dict[str, Any]]) -> None:

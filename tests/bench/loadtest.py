@@ -70,7 +70,7 @@ def run(rounds: int) -> list[dict[str, Any]]:
 
 
 async def _measure(rounds: int, folder: Path, core: int) -> list[dict[str, Any]]:
-    k6 = await _pinned(folder, core)
+    k6 = await pinned_k6(folder, core)
     settings = {"OPSPLANE_LOADTESTING__K6_PATH": str(k6)}
     with running_target(folder) as target, running_server(environment=settings) as server:
         async with connect(server.address) as client:
@@ -127,7 +127,7 @@ def _words(load: _Load) -> str:
     return f"{load.calls} ({load.cpu_us:.1f} us)"
 
 
-async def _pinned(folder: Path, core: int) -> Path:
+async def pinned_k6(folder: Path, core: int) -> Path:
     """A program that is k6 on one core."""
     taskset, env = shutil.which("taskset"), shutil.which("env")
     assert taskset is not None
@@ -210,14 +210,14 @@ class _Bench:
 
         def seen(run: runs_pb2.Run) -> None:
             if run.state == runs_pb2.RUN_STATE_RUNNING and not watches:
-                watches.append(asyncio.create_task(_cpu(_find_k6(self._workers))))
+                watches.append(asyncio.create_task(_cpu(find_k6_process(self._workers))))
 
         followed = await loadtest_runs.follow(self._client, self._run, seen)
         self.delays += followed.delays
         return await watches[0], followed.run.results.total.requests
 
 
-def _find_k6(workers: Sequence[psutil.Process]) -> psutil.Process:
+def find_k6_process(workers: Sequence[psutil.Process]) -> psutil.Process:
     """The load generator, a child of its launcher, a child of a worker."""
     found = [child for worker in workers for child in worker.children(recursive=True) if child.name() == "k6"]
     if len(found) != 1:

@@ -10,8 +10,12 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import ad
 from opsplane.loadtesting.v1.loadtesting_pb2_grpc import add_LoadTestingServicer_to_server
 
 from opsplane_server.composition.foundation import Foundation, Service
+from opsplane_server.composition.history import build_history
 from opsplane_server.loadtesting.collector import METRICS_SERVICE, MetricsCollector
 from opsplane_server.loadtesting.compaction import Compactor
+from opsplane_server.loadtesting.datasets.data_sets import DataSets
+from opsplane_server.loadtesting.datasets.pools import DataSetRows
+from opsplane_server.loadtesting.datasets.reading import RowReader
 from opsplane_server.loadtesting.openapi.analyzer import SpecAnalyzer
 from opsplane_server.loadtesting.openapi.fetching import FetchLimits, SpecFetcher
 from opsplane_server.loadtesting.projects import Projects
@@ -20,6 +24,7 @@ from opsplane_server.loadtesting.runs import RUN_KIND, Runs
 from opsplane_server.loadtesting.servicer import SERVICE, LoadTestingServicer
 from opsplane_server.loadtesting.specs import Specs
 from opsplane_server.loadtesting.stores.postgres import (
+    PostgresDataSetStore,
     PostgresProjectStore,
     PostgresRunStore,
     PostgresSpecStore,
@@ -41,15 +46,20 @@ async def build(foundation: Foundation, stack: AsyncExitStack) -> Service:
     specs = PostgresSpecStore(foundation.database)
     runs = PostgresRunStore(foundation.database)
     signal = foundation.signals.topic("loadtesting_runs")
+    history = await build_history(foundation, stack, runs, signal)
     runner = LocalRunner(settings.script_folder or foundation.settings.data_dir / "k6-scripts", k6=settings.k6_path)
     fetcher = await stack.enter_async_context(SpecFetcher(FetchLimits(allow_private=settings.allow_private_addresses)))
     analyzer = await stack.enter_async_context(SpecAnalyzer(fetcher))
+    data_sets = PostgresDataSetStore(foundation.database)
+    reader = await stack.enter_async_context(RowReader())
+    rows = DataSetRows(data_sets, foundation.secrets, reader)
     job_timeout = timedelta(hours=settings.job_timeout_hours)
     supervisor = RunSupervisor(
         runs,
         runner,
         foundation.secrets,
         signal,
+        rows,
         endpoint=foundation.local_address,
         poll=timedelta(seconds=min(settings.poll_interval_seconds, _RUN_POLL_SECONDS)),
         max_retry=settings.max_retry,
@@ -61,7 +71,7 @@ async def build(foundation: Foundation, stack: AsyncExitStack) -> Service:
     await stack.enter_async_context(
         Compactor(PostgresWindowCompaction(foundation.database), age=timedelta(hours=settings.compact_after_hours))
     )
-    servicer = LoadTestingServicer(  # type: ignore[abstract]  # what is not built answers UNIMPLEMENTED
+    servicer = LoadTestingServicer(
         foundation.changes,
         Projects(projects),
         Specs(projects, specs, fetcher, analyzer),
@@ -70,15 +80,19 @@ async def build(foundation: Foundation, stack: AsyncExitStack) -> Service:
             specs,
             foundation.operations,
             foundation.secrets,
+            rows,
             node=foundation.node,
             job_timeout=job_timeout,
             inspect=runner.inspect,
             allow_scripts=settings.allow_custom_scripts,
         ),
-        RunWatcher(runs, signal),
+        RunWatcher(runs, history, signal),
+        DataSets(projects, data_sets, foundation.secrets, reader),
         project_store=projects,
         spec_store=specs,
         run_store=runs,
+        data_set_store=data_sets,
+        history=history,
         job_warning=timedelta(hours=settings.job_warning_hours),
     )
     collector = MetricsCollector(runs, signal)

@@ -22,7 +22,6 @@ from opsplane_server.logingest.stores.postgres import (
     PostgresDays,
     PostgresGroupReader,
     PostgresIndexes,
-    PostgresLeadership,
     PostgresPartitions,
     PostgresPruning,
     PostgresRecordSearch,
@@ -34,6 +33,7 @@ from opsplane_server.logingest.tail import LogTail
 from opsplane_server.logingest.upkeep import Upkeep
 from opsplane_server.rpc.server import Registration
 from opsplane_server.storage.database import Database
+from opsplane_server.storage.leadership import PostgresLeadership
 from opsplane_server.storage.signals import Signal
 
 # Connections by which each worker stores logs: one decodes while the other waits for PostgreSQL.

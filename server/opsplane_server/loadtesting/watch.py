@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from opsplane_server.errors import InvalidArgument, OutOfRange
+from opsplane_server.loadtesting.history.port import POSITION_UNKNOWN, MetricStore
 from opsplane_server.loadtesting.metrics.rows import ExportRow
 from opsplane_server.loadtesting.metrics.windows import Window, WindowAssembler, WindowCursor
 from opsplane_server.loadtesting.model import Run
@@ -28,10 +31,14 @@ class RunUpdate:
 
 
 class RunWatcher:
-    """Streams what happens in runs. `signal` tells that a run has new windows or another state."""
+    """Streams what happens in runs. `signal` tells that a run has new windows or another state.
 
-    def __init__(self, store: RunStore, signal: Signal) -> None:
+    What had ended when it is asked for is read from `history`.
+    """
+
+    def __init__(self, store: RunStore, history: MetricStore, signal: Signal) -> None:
         self._store = store
+        self._history = history
         self._signal = signal
 
     async def watch(self, name: str, cursor: str) -> AsyncGenerator[RunUpdate, None]:
@@ -44,6 +51,10 @@ class RunWatcher:
         run = await self._store.get_run(name)
         yield RunUpdate(cursor, run=replace(run, outcome=None) if run.state.ended else run)
         assembler = WindowAssembler(origin(run), run.plan.generators, start)
+        if run.state.ended:
+            async for update in self._replay(run, position, cursor, assembler):
+                yield update
+            return
         while True:
             # In this order: what is hinted at while it reads is read in the next round, and all rows of a run that
             # has ended are there to be read.
@@ -66,6 +77,25 @@ class RunWatcher:
             run = latest
             if len(rows) < _BATCH and not latest.state.ended:
                 await self._signal.changed(seen, _POLL_SECONDS)
+
+    async def _replay(
+        self, run: Run, position: Position, cursor: str, assembler: WindowAssembler
+    ) -> AsyncGenerator[RunUpdate, None]:
+        try:
+            async with aclosing(self._history.read(run, position)) as batches:
+                async for rows in batches:
+                    for window in _windows(assembler, rows):
+                        cursor = window.cursor
+                        yield RunUpdate(cursor, window=window)
+        except OutOfRange as error:
+            if error.reason != POSITION_UNKNOWN:
+                raise
+            joined = "is from before the windows of this run were joined into longer ones; begin without"
+            raise InvalidArgument.of("cursor", joined) from None
+        for window in assembler.finish():
+            cursor = window.cursor
+            yield RunUpdate(cursor, window=window)
+        yield RunUpdate(cursor, run=await self._store.get_run(run.name))
 
 
 def _windows(assembler: WindowAssembler, rows: Iterable[tuple[Position, ExportRow]]) -> Iterable[Window]:

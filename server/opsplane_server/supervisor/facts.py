@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from opsplane_server.config import Settings
+from opsplane_server.config import REVEALED, Settings
 
 
 class WorkerFacts(BaseModel):
@@ -50,8 +50,9 @@ class WorkerFacts(BaseModel):
         return self.run_folder / f"peer-{self.index}.sock"
 
     def to_line(self) -> bytes:
-        """One line of JSON. The database's password is in it once, in `dsn`."""
-        return self.model_dump_json(exclude={"settings": {"database": {"password"}}}).encode() + b"\n"
+        """One line of JSON, with all secrets; the database's password once, in `dsn`."""
+        kept = self.model_dump_json(exclude={"settings": {"database": {"password"}}}, context=REVEALED)
+        return kept.encode() + b"\n"
 
 
 class State(StrEnum):

@@ -22,13 +22,13 @@ from opsplane_server.logingest.archive import ArchiveFile
 from opsplane_server.logingest.stores.postgres import (
     PostgresDays,
     PostgresIndexes,
-    PostgresLeadership,
     PostgresPartitions,
     PostgresPruning,
     PostgresRollups,
 )
 from opsplane_server.logingest.upkeep import Upkeep
 from opsplane_server.storage.database import Database
+from opsplane_server.storage.leadership import PostgresLeadership
 
 from tests import logingest_reading
 from tests.logingest_reading import NOON, Reading, reading, record

@@ -1,20 +1,29 @@
-"""The sample API as a process, for tests that need something to call."""
+"""The sample APIs as processes, for tests that need something to call."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-PROGRAM = Path(__file__).resolve().parents[3] / "examples" / "sample_api.py"
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
+
+
+def sample_api() -> AbstractContextManager[str]:
+    """The pet store on a free port; its URL."""
+    return _running("sample_api.py")
+
+
+def panacea_api(access_log: Path, *, pace: float = 0.0) -> AbstractContextManager[str]:
+    """The API for simulated users on a free port, which writes its calls to `access_log`; its URL."""
+    return _running("panacea_api.py", "--access-log", str(access_log), "--pace", str(pace))
 
 
 @contextmanager
-def sample_api() -> Iterator[str]:
-    """The API on a free port; its URL."""
-    command = [sys.executable, str(PROGRAM), "--port", "0"]
+def _running(program: str, *options: str) -> Iterator[str]:
+    command = [sys.executable, str(EXAMPLES / program), "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import get_args, get_origin
 
 from opsplane_server.config import Settings
-from opsplane_server.config_sources import ALIASES, WITHOUT_EFFECT, variables
+from opsplane_server.config_sources import ALIASES, OF_DATA_SETS, WITHOUT_EFFECT, variables
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -50,6 +50,9 @@ def _lines() -> Iterator[str]:
         section = _section(field)
         if section is not None:
             yield from ("", f"### {name}", inspect.getdoc(section) or "", "", *table(section, (name,)))
+    yield from ("", "### Known, but of load tests", "")
+    yield "Data sets and run files say these; the command line reads them there, see [user-loads.md](user-loads.md)."
+    yield from ("", ", ".join(f"`{name}`" for name in sorted(OF_DATA_SETS)))
     yield from ("", "### Known, but without effect yet", "")
     yield from (", ".join(f"`{name}`" for name in sorted(WITHOUT_EFFECT)), "")
 

@@ -12,6 +12,7 @@ import yaml
 from opsplane_server.config import Settings
 from opsplane_server.config_sources import (
     ALIASES,
+    OF_DATA_SETS,
     POOLER_CONFIG,
     WITHOUT_EFFECT,
     ConfigurationError,
@@ -26,7 +27,7 @@ from tests.unit.config.reference import DOCUMENT
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*ALIASES, *WITHOUT_EFFECT, POOLER_CONFIG):
+    for name in (*ALIASES, *OF_DATA_SETS, *WITHOUT_EFFECT, POOLER_CONFIG):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -100,6 +101,38 @@ def test_parts_that_are_not_built_yet_are_named_in_one_warning(monkeypatch: pyte
     assert "no effect yet" in warning
 
 
+def test_what_load_tests_say_by_themselves_is_named_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in OF_DATA_SETS:
+        monkeypatch.setenv(name, "x")
+    [warning] = load({}).warnings
+    assert all(name in warning for name in OF_DATA_SETS)
+    assert "opsplane loadtest data-sets create" in warning
+    for name in OF_DATA_SETS:
+        monkeypatch.delenv(name)
+    # Of a Service in Kubernetes that is called `clickhouse`.
+    monkeypatch.setenv("CLICKHOUSE_PORT", "tcp://10.0.0.1:9000")
+    assert load({}).warnings == ()
+
+
+def test_influxdb_of_the_seed_is_used_once_it_has_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("HOST", "influx"), ("PORT", "8087"), ("DATABASE", "k6")):
+        monkeypatch.setenv(f"INFLUXDB_{name}", value)
+    loaded = load({})
+    assert not loaded.settings.influxdb.enabled
+    [warning] = loaded.warnings
+    assert "INFLUXDB_HOST" in warning
+    assert "a 1.x server can not be used" in warning
+    monkeypatch.setenv("OPSPLANE_INFLUXDB__ORG", "team")
+    monkeypatch.setenv("OPSPLANE_INFLUXDB__TOKEN", "sesame")
+    loaded = load({})
+    assert loaded.warnings == ()
+    assert loaded.settings.influxdb.enabled
+    assert (loaded.settings.influxdb.address, loaded.settings.influxdb.bucket) == ("http://influx:8087", "k6")
+    assert "sesame" not in repr(loaded.settings)
+    monkeypatch.setenv("OPSPLANE_INFLUXDB__URL", "https://influx.example.com/behind/")
+    assert load({}).settings.influxdb.address == "https://influx.example.com/behind"
+
+
 @pytest.mark.parametrize("name", variables())
 def test_every_variable_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if "DATABASE" in name:
@@ -109,7 +142,8 @@ def test_every_variable_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     try:
         assert load({}).settings != before
     except ConfigurationError as error:
-        assert name in str(error) or "~strange" in str(error) or "environment: tls" in str(error)  # noqa: PT017
+        needs_more = re.search("environment: (tls|influxdb)", str(error))
+        assert name in str(error) or "~strange" in str(error) or needs_more  # noqa: PT017
 
 
 @pytest.mark.parametrize(
@@ -126,6 +160,13 @@ def test_every_variable_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> N
         ({"database": {"pool_min_size": 11}}, "pool_min_size is more than pool_max_size"),
         ({"server": {"host": "192.0.2.7"}}, "server.host 192.0.2.7 is not loopback"),
         ({"server": {"host": "example.com"}}, "server.host example.com is not loopback"),
+        ({"influxdb": {"url": "http://db"}}, "/opsplane.yaml: influxdb: url needs token and org too"),
+        ({"influxdb": {"url": "db:8086"}}, "/opsplane.yaml: influxdb.url: "),
+        ({"influxdb": {"url": "http://user:word@db"}}, "/opsplane.yaml: influxdb.url: "),
+        ({"influxdb": {"token": "t", "org": "o"}}, "token needs url too"),
+        ({"influxdb": {"token": "t", "host": "db"}}, "token needs org too"),
+        ({"influxdb": {"token": "t\nx", "host": "db", "org": "o"}}, "token has characters that no token has"),
+        ({"loadtesting": {"history": "influxdb"}}, "loadtesting.history is influxdb, but there is no influxdb.token"),
         ({"auth": {"tokens": [{"name": "a", "token": "b"}]}}, "/opsplane.yaml: auth.tokens.0.roles: Field required"),
         ({"auth": {"tokens": [{"name": "a", "roles": {"*": "viewer"}}]}}, "exactly one of token and sha256"),
         ({"auth": {"tokens": [{"name": "a", "token": "b", "roles": {"*": "boss"}}]}}, "'boss' is not a role"),
@@ -247,6 +288,30 @@ def test_workers_get_the_same_settings_without_the_password(tmp_path: Path) -> N
         assert line.count(b"\n") == 1
         without = settings.model_copy(update={"database": settings.database.model_copy(update={"password": None})})
         assert WorkerFacts.model_validate_json(line).settings == without
+
+
+def test_workers_get_secrets_that_nothing_else_shows(tmp_path: Path) -> None:
+    secrets = {
+        "influxdb": {"url": "http://db", "org": "team", "token": "sesame-1"},
+        "ftptransfer": {"kafka_sasl_password": "sesame-2"},
+    }
+    settings = from_file(tmp_path, secrets).settings
+    facts = WorkerFacts(
+        index=1,
+        settings=settings,
+        address="127.0.0.1:1",
+        local_address="127.0.0.1:1",
+        dsn="postgresql://",
+        run_folder=tmp_path,
+        node="n",
+        lock_fd=3,
+    )
+    received = WorkerFacts.model_validate_json(facts.to_line()).settings
+    assert received == settings
+    assert received.influxdb.token is not None
+    assert received.influxdb.token.get_secret_value() == "sesame-1"
+    for text in (repr(facts), str(settings), settings.model_dump_json(), str(settings.model_dump())):
+        assert "sesame" not in text
 
 
 def test_the_documented_example_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ _SIZES = {
     Preset.LOAD: _Size(25, 3, timedelta(minutes=10)),
     Preset.STRESS: _Size(100, 10, timedelta(minutes=30)),
     Preset.ANALYTICS: _Size(50, 5, timedelta(minutes=15)),
-    Preset.SOAK: _Size(25, 1, timedelta(hours=4)),
+    Preset.SOAK: _Size(25, 1, timedelta(hours=3)),
 }
 
 

@@ -16,7 +16,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from opsplane_server.errors import InvalidArgument, ResourceExhausted, Unavailable
-from opsplane_server.loadtesting.openapi.fetching import FetchedDocument, FetchLimits, SpecFetcher, may_connect
+from opsplane_server.loadtesting.addresses import may_connect
+from opsplane_server.loadtesting.openapi.fetching import FetchedDocument, FetchLimits, SpecFetcher
 
 from tests.unit.loadtesting.openapi.local_server import Answer, LocalServer, local_server
 

@@ -29,7 +29,7 @@ def asked(**fields: Any) -> UserLoad:
         (Preset.LOAD, 25, 3, 600 * SECOND),
         (Preset.STRESS, 100, 10, 1800 * SECOND),
         (Preset.ANALYTICS, 50, 5, 900 * SECOND),
-        (Preset.SOAK, 25, 1, 4 * 60 * MINUTE),
+        (Preset.SOAK, 25, 1, 3 * 60 * MINUTE),
     ],
 )
 def test_presets(preset: Preset, users: int, rate: int, length: timedelta) -> None:

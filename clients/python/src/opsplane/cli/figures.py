@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from opsplane.cli.durations import format_duration
+from opsplane.cli.user_classes import in_words
 from opsplane.loadtesting.v1 import metrics_pb2, runs_pb2
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -113,10 +114,11 @@ class Progress:
         assert self.window is not None
         done = self.done_ratio
         total = self.window.total
+        classes = in_words(self.run, self.window.vus)
         parts = [
             f"{format_duration(self.elapsed):>6}",
             f"{done * 100:3.0f}%" if done is not None else "",
-            f"vus {self.window.vus}",
+            f"vus {self.window.vus}{f' ({classes})' if classes else ''}",
             f"tps {rate(total.tps)}",
             *_percentiles(total),
             f"errors {percent(total.error_ratio)}",

@@ -11,6 +11,7 @@ import grpc
 from google.protobuf.empty_pb2 import Empty
 
 from opsplane.cli import jobs, reports, runs
+from opsplane.cli.data_sets import data_sets
 from opsplane.cli.endpoints import spec_of
 from opsplane.cli.names import PROJECT, project_option, spec_name
 from opsplane.cli.output import clean, console, local_time, more, one_line, print_json, short, table
@@ -245,6 +246,7 @@ def endpoints(session: Session, project: str, spec: str | None, tag: str, method
 
 
 for command in (
+    data_sets,
     runs.run,
     runs.watch,
     runs.show,

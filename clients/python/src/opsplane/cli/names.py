@@ -13,6 +13,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _ID = r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _PROJECT = re.compile(rf"(?:projects/)?({_ID})")
 _SPEC = re.compile(rf"(?:(?:projects/)?({_ID})/(?:specs/)?)?({_ID})")
+_DATA_SET = re.compile(rf"(?:(?:projects/)?({_ID})/(?:dataSets/)?)?({_ID})")
 _RUN = re.compile(rf"(?:(?:projects/)?({_ID})/(?:runs/)?)?({_ID})")
 
 
@@ -44,6 +45,11 @@ def run_name(text: str, project: str | None) -> str:
     return _child(_RUN, "run", "runs", text, project)
 
 
+def data_set_name(text: str, project: str | None) -> str:
+    """`projects/shop/dataSets/sessions`, `shop/sessions`, or `sessions` together with a project."""
+    return _child(_DATA_SET, "data set", "dataSets", text, project)
+
+
 def spec_name(text: str, project: str | None) -> str:
     """`projects/shop/specs/v1`, `shop/v1`, or `v1` together with a project."""
     return _child(_SPEC, "spec", "specs", text, project)
@@ -52,7 +58,7 @@ def spec_name(text: str, project: str | None) -> str:
 def _child(pattern: re.Pattern[str], kind: str, collection: str, text: str, project: str | None) -> str:
     found = pattern.fullmatch(text)
     if not found:
-        raise click.UsageError(f"{text!r} is no {kind}; write projects/PROJECT/{collection}/{kind.upper()}")
+        raise click.UsageError(f"{text!r} is no {kind}; write projects/PROJECT/{collection}/ID")
     parent = f"projects/{found[1]}" if found[1] else project
     if parent is None:
         raise click.UsageError(f"{kind} {text!r} of which project? give --project, or PROJECT/{text}")

@@ -11,6 +11,7 @@ from rich.text import Text
 from opsplane.cli.durations import format_duration
 from opsplane.cli.figures import Progress, milliseconds, percent, rate, sparkline, state_name, verdict_name
 from opsplane.cli.output import clean, local_time, one_line, short, table
+from opsplane.cli.user_classes import in_words, scenario_label
 from opsplane.loadtesting.v1 import metrics_pb2, runs_pb2
 
 _STYLES = {
@@ -48,9 +49,10 @@ def _report(run: runs_pb2.Run, progress: Progress | None) -> Iterable[Renderable
     yield from _reasons(run)
     if run.HasField("results"):
         results = run.results
+        classes = in_words(run, round(results.vus.max))
         facts = [
             f"duration {format_duration(results.duration.ToTimedelta())}",
-            f"vus max {results.vus.max:.0f}",
+            f"vus max {results.vus.max:.0f}{f' ({classes})' if classes else ''}",
             f"iterations {results.iterations:,}",
             f"received {_bytes(results.received_bytes)}",
             f"sent {_bytes(results.sent_bytes)}",
@@ -68,7 +70,7 @@ def _report(run: runs_pb2.Run, progress: Progress | None) -> Iterable[Renderable
             yield Text(f"tps  {sparkline(list(progress.tps), _SPARK_WIDTH)}", style="cyan")
             yield Text(f"p95  {sparkline(list(progress.p95), _SPARK_WIDTH)}", style="magenta")
         yield Text()
-        yield results_table(results)
+        yield results_table(run)
         if results.incomplete_reason:
             yield Text(f"incomplete: {clean(results.incomplete_reason)}", style="yellow")
 
@@ -87,10 +89,12 @@ def _reasons(run: runs_pb2.Run) -> Iterable[Text]:
         yield Text(f"note: {clean(note)}", style="yellow")
 
 
-def results_table(results: metrics_pb2.RunResults) -> Table:
-    """A row for the whole run, and one for each scenario and endpoint."""
+def results_table(run: runs_pb2.Run) -> Table:
+    """A row for the whole run, and one for each scenario or class of users, and each endpoint."""
+    results = run.results
+    users = round(results.vus.max)
     rows: list[Sequence[str | Text]] = [(Text("all", style="bold"), *_figures(results.total))]
-    rows += [(f"scenario {one_line(part.name)}", *_figures(part.stats)) for part in results.scenarios]
+    rows += [(scenario_label(run, part.name, users), *_figures(part.stats)) for part in results.scenarios]
     rows += [(one_line(part.name), *_figures(part.stats)) for part in results.endpoints]
     return table(("", *_FIGURES), rows)
 

@@ -1,15 +1,18 @@
 """Run files: `CreateRunRequest.run` in YAML or JSON, in the words that people use.
 
 Beyond the JSON form of the message a file may have
-- `${VAR}` and `${VAR:-default}` in any text but `script`, where that is JavaScript's; `$${` stands for `${`,
-- durations like `1m30s`,
+- `${VAR}`, `${VAR:-default}` and `${VAR:+text}` in any value but `script`, where that is JavaScript's; `$${` stands for
+  `${`; the mapping `variables` declares defaults,
+- durations like `1m30s`, ranges like `0.5s..1s`,
 - choices without their prefix: `executor: ramping-vus`,
-- endpoints as `GET /pets` or by operation id, and scenarios on them without a name.
+- endpoints as `GET /pets` or by operation id, and scenarios on them without a name,
+- requests like `POST /orders?dry=true`, and bodies as mappings,
+- data sets by their id, a pool's `fallback` alone where its `data_set` is empty, sequences with an end, which say how
+  many rows there are, and classes of weight 0, which are left out.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,17 +20,17 @@ from typing import Any
 import click
 import yaml
 from google.protobuf import json_format
-from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
-from opsplane.cli.durations import parse_duration
 from opsplane.cli.endpoints import Catalog, is_resource_name, scenario_name
+from opsplane.cli.names import data_set_name
+from opsplane.cli.run_changes import RunChanges
+from opsplane.cli.run_variables import Variables
+from opsplane.cli.run_words import Words
 from opsplane.loadtesting.v1 import runs_pb2, scenarios_pb2, users_pb2
 
-_VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
-
-def read_run_file(path: Path, environ: Mapping[str, str]) -> runs_pb2.Run:
-    """Reads a run file; UsageError says what is wrong with it. Endpoints are still as the file names them."""
+def read_run_file(path: Path, environ: Mapping[str, str], changes: RunChanges | None = None) -> runs_pb2.Run:
+    """Reads a run file; UsageError says what is wrong with it. Endpoints and data sets are as the file names them."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -36,10 +39,18 @@ def read_run_file(path: Path, environ: Mapping[str, str]) -> runs_pb2.Run:
         raise click.UsageError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise click.UsageError(f"{path}: this is no run: a mapping with title, scenarios and so on")
+    changes = changes or RunChanges()
     try:
-        return json_format.ParseDict(_message(data, runs_pb2.Run.DESCRIPTOR, environ), runs_pb2.Run())
+        variables = Variables(environ).with_defaults(data.pop("variables", None) or {}, changes.variables)
+        words = Words(variables)
+        run = words.message(data, runs_pb2.Run.DESCRIPTOR)
+        changes.apply(run, words)
+        _finish(run.get("user_load", {}))
+        return json_format.ParseDict(run, runs_pb2.Run())
     except (json_format.ParseError, ValueError) as error:
         raise click.UsageError(f"{path}: {error}") from None
+    except RecursionError:
+        raise click.UsageError(f"{path}: an anchor stands for something that it is part of") from None
 
 
 def unresolved_endpoints(run: runs_pb2.Run) -> list[scenarios_pb2.Scenario | users_pb2.UserTask]:
@@ -58,6 +69,13 @@ def resolve_endpoints(run: runs_pb2.Run, catalog: Catalog) -> None:
             taken.add(part.name)
 
 
+def resolve_data_sets(run: runs_pb2.Run, project: str) -> None:
+    """Puts resource names in place of ids of the project's data sets; UsageError for what is none."""
+    for pool in run.user_load.pools:
+        if pool.data_set:
+            pool.data_set = data_set_name(pool.data_set, project)
+
+
 def _parts(run: runs_pb2.Run) -> Iterator[scenarios_pb2.Scenario | users_pb2.UserTask]:
     yield from run.scenarios
     for user_class in run.user_load.classes:
@@ -65,55 +83,33 @@ def _parts(run: runs_pb2.Run) -> Iterator[scenarios_pb2.Scenario | users_pb2.Use
         yield from user_class.tasks
 
 
-def _message(data: Mapping[str, Any], descriptor: Descriptor, environ: Mapping[str, str]) -> dict[str, Any]:
-    fields = {name: field for field in descriptor.fields for name in (field.name, field.json_name)}
-    return {
-        key: _value(value, fields[key], environ) if key in fields else value  # the parser refuses unknown ones
-        for key, value in data.items()
-    }
+def _finish(load: dict[str, Any]) -> None:
+    """What follows from the whole of a user load, when all changes are made."""
+    if "classes" in load:
+        load["classes"] = [user_class for user_class in load["classes"] if user_class.get("weight") != 0]
+    for index, pool in enumerate(load.get("pools", ())):
+        if not pool.get("data_set"):
+            pool.pop("data_set", None)
+            if "fallback" in pool and "generator" not in pool:
+                pool["generator"] = pool.pop("fallback")
+                pool.pop("limit", None)  # of what comes from a data set
+        for name in ("generator", "fallback"):
+            if name in pool:
+                _end_sequences(pool[name], f"user_load.pools[{index}].{name}")
 
 
-def _value(value: Any, field: FieldDescriptor, environ: Mapping[str, str]) -> Any:
-    if isinstance(value, list):
-        return [_value(item, field, environ) for item in value]
-    if isinstance(value, dict) and field.message_type is not None:
-        if field.message_type.GetOptions().map_entry:
-            of_values = field.message_type.fields_by_name["value"]
-            return {key: _value(item, of_values, environ) for key, item in value.items()}
-        return _message(value, field.message_type, environ)
-    if isinstance(value, str) and field.name != "script":
-        return _text(_substitute(value, environ), field)
-    return value
-
-
-def _text(value: str, field: FieldDescriptor) -> str:
-    if field.enum_type is not None:
-        return _choice(value, field.enum_type)
-    if field.message_type is not None and field.message_type.full_name == "google.protobuf.Duration":
-        return f"{parse_duration(value).total_seconds():.9f}s"
-    return value
-
-
-def _choice(value: str, enum: EnumDescriptor) -> str:
-    """The full name of `ramping-vus`, RAMPING_VUS and EXECUTOR_RAMPING_VUS alike."""
-    names = [name for name in enum.values_by_name if not name.endswith("_UNSPECIFIED")]
-    wanted = value.upper().replace("-", "_").replace(" ", "_")
-    prefix = enum.values[0].name.removesuffix("UNSPECIFIED")
-    for name in names:
-        if wanted in (name, name.removeprefix(prefix)):
-            return name
-    choices = ", ".join(name.removeprefix(prefix).lower().replace("_", "-") for name in names)
-    raise ValueError(f"{value!r} is none of {choices}")
-
-
-def _substitute(text: str, environ: Mapping[str, str]) -> str:
-    def one(found: re.Match[str]) -> str:
-        name, default = found[1], found[2]
-        if name is None:
-            return "${"
-        value = environ.get(name) or default
-        if value is None:
-            raise ValueError(f"the environment variable {name} is not set; ${{{name}:-...}} gives a default")
-        return value
-
-    return _VARIABLE.sub(one, text)
+def _end_sequences(generator: dict[str, Any], place: str) -> None:
+    """Sequences with an end, `800..1000`, say how many rows there are, unless `rows` does."""
+    lengths = []
+    for index, field in enumerate(generator.get("fields", ())):
+        first, dots, last = str(field.get("sequence", "")).partition("..")
+        if dots:
+            try:
+                field["sequence"] = int(first)
+                lengths.append(int(last) - int(first) + 1)
+            except ValueError:
+                raise ValueError(f"{place}.fields[{index}].sequence: {first}..{last} is no range of numbers") from None
+            if lengths[-1] < 1:
+                raise ValueError(f"{place}.fields[{index}].sequence: {last} is below {first}")
+    if lengths:
+        generator.setdefault("rows", min(lengths))

@@ -17,7 +17,8 @@ from opsplane.cli.follow import LeftError, choose_view, follow
 from opsplane.cli.names import project_option, run_name, spec_name
 from opsplane.cli.output import clean, console, more, print_json
 from opsplane.cli.results import heading, history_table, print_results
-from opsplane.cli.run_files import read_run_file, resolve_endpoints, unresolved_endpoints
+from opsplane.cli.run_changes import RunChanges, change_options
+from opsplane.cli.run_files import read_run_file, resolve_data_sets, resolve_endpoints, unresolved_endpoints
 from opsplane.cli.run_options import LoadOptions, StageText, build_run, load_options
 from opsplane.cli.session import Session, call, pages, pass_session
 from opsplane.cli.views import View
@@ -35,6 +36,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command()
 @project_option()
 @click.option("--file", "-f", "file", type=FILE, help="Run file, YAML or JSON; see docs/cli.md.")
+@change_options
 @click.option("--endpoint", "-e", "endpoints", multiple=True,
               help='Endpoint to call, repeatable: "GET /pets", an operation id, or a name.')  # fmt: skip
 @click.option("--spec", help="Look for endpoints in this specification alone.")
@@ -61,6 +63,7 @@ def run(
     base_url: str,
     run_id: str,
     detach: bool,
+    changes: RunChanges,
 ) -> None:
     """Start a load test and show it live.
 
@@ -73,6 +76,7 @@ def run(
       opsplane loadtest run -p shop -e listPets -e getPet --stage 10s:20 --stage 1m:20 --stage 5s:0
       opsplane loadtest run -p shop -e "GET /pets" --rate 200 --duration 1m --target-p95 300ms --target-errors 1%
       opsplane loadtest run -p shop -f run.yaml
+      opsplane loadtest run -p shop -f users.yaml -u 50 -r 5 -t 300s --set user_load.classes[Heavy].weight=2
     """
     options = LoadOptions(vus, duration, stages, rate, think_time, target_p95, target_errors)
     options.check()
@@ -80,10 +84,12 @@ def run(
         raise click.UsageError("give either --endpoint or --file")
     if file and options.given:
         raise click.UsageError(f"the file says what load; it does not go with {', '.join(options.given)}")
+    if endpoints and changes.given:
+        raise click.UsageError(f"{', '.join(changes.given)} changes what a --file says")
 
     async def work(client: Client) -> tuple[runs_pb2.Run, View | None]:
         if file:
-            wanted = await _run_of_file(client, project, spec, file)
+            wanted = await _run_of_file(client, project, spec, file, changes)
         else:
             catalog = await load_catalog(client, project, spec_name(spec, project) if spec else None)
             wanted = build_run(title, [catalog.find(text) for text in endpoints], options)
@@ -209,9 +215,17 @@ def delete(session: Session, run: str, project: str | None) -> None:
 @click.argument("run", required=False)
 @project_option(required=False)
 @click.option("--file", "-f", "file", type=FILE, help="Show what this run file would execute; needs --project.")
+@change_options
 @click.option("--spec", help="Look for endpoints in this specification alone.")
 @pass_session
-def script(session: Session, run: str | None, project: str | None, file: Path | None, spec: str | None) -> None:
+def script(
+    session: Session,
+    run: str | None,
+    project: str | None,
+    file: Path | None,
+    spec: str | None,
+    changes: RunChanges,
+) -> None:
     """Print the k6 script that a run executed, or that a run file would.
 
     \b
@@ -223,6 +237,8 @@ def script(session: Session, run: str | None, project: str | None, file: Path | 
         raise click.UsageError("give either RUN or --file")
     if file and project is None:
         raise click.UsageError("--file needs --project")
+    if run and changes.given:
+        raise click.UsageError(f"{', '.join(changes.given)} changes what a --file says")
 
     async def work(client: Client) -> runs_pb2.GetRunScriptResponse | runs_pb2.GenerateScriptResponse:
         if run:
@@ -230,8 +246,9 @@ def script(session: Session, run: str | None, project: str | None, file: Path | 
             return await call(client.load_testing.GetRunScript, request, runs_pb2.GetRunScriptResponse)
         assert file is not None
         assert project is not None
-        wanted = runs_pb2.GenerateScriptRequest(parent=project, run=await _run_of_file(client, project, spec, file))
-        return await call(client.load_testing.GenerateScript, wanted, runs_pb2.GenerateScriptResponse)
+        wanted = await _run_of_file(client, project, spec, file, changes)
+        generate = runs_pb2.GenerateScriptRequest(parent=project, run=wanted)
+        return await call(client.load_testing.GenerateScript, generate, runs_pb2.GenerateScriptResponse)
 
     found = session.run(work)
     if session.as_json:
@@ -240,8 +257,9 @@ def script(session: Session, run: str | None, project: str | None, file: Path | 
         click.echo(clean(found.script))
 
 
-async def _run_of_file(client: Client, project: str, spec: str | None, file: Path) -> runs_pb2.Run:
-    wanted = read_run_file(file, os.environ)
+async def _run_of_file(client: Client, project: str, spec: str | None, file: Path, changes: RunChanges) -> runs_pb2.Run:
+    wanted = read_run_file(file, os.environ, changes)
+    resolve_data_sets(wanted, project)
     if unresolved_endpoints(wanted):
         resolve_endpoints(wanted, await load_catalog(client, project, spec_name(spec, project) if spec else None))
     return wanted

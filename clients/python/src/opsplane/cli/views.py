@@ -16,9 +16,11 @@ from opsplane.cli.figures import Progress, milliseconds, percent, rate, sparklin
 from opsplane.cli.output import clean, one_line, print_json_line, table
 from opsplane.cli.picture import LivePicture
 from opsplane.cli.results import heading
+from opsplane.cli.user_classes import users_by_class
 from opsplane.loadtesting.v1 import metrics_pb2, runs_pb2
 
 _MOST_ENDPOINTS = 15
+_CLASS_COLUMNS = ("class", ">users", ">tps", ">p50", ">p95", ">p99", ">errors")
 _ENDPOINT_COLUMNS = ("endpoint", ">tps", ">p50", ">p95", ">p99", ">errors", ">requests", ">failed")
 
 
@@ -70,6 +72,8 @@ class LiveView(LivePicture):
             ):
                 bars = sparkline(list(values), width)
                 lines.append(Text.assemble((f"{name}  ", "bold"), (bars, style), f"  peak {unit(max(values))}"))
+            if progress.run.HasField("user_load"):
+                lines += [Text(), _classes(progress.run, progress.window)]
             lines += [Text(), _endpoints(progress)]
         return Group(*lines, *self._notes())
 
@@ -152,18 +156,34 @@ def _figures(window: metrics_pb2.Window) -> Text:
     return Text("   ").join(Text.assemble(f"{name} ", (value, style)) for name, value, style in figures)
 
 
+def _classes(run: runs_pb2.Run, window: metrics_pb2.Window) -> Table:
+    """The users of each class, and their calls in the last window."""
+    called = {series.name: series.stats for series in window.scenarios}
+    rows = [
+        (one_line(name, 50), f"{users:,}", *_window_figures(called.get(name, metrics_pb2.CallStats())))
+        for name, users in users_by_class(run, window.vus).items()
+    ]
+    return table(_CLASS_COLUMNS, rows[:_MOST_ENDPOINTS])
+
+
+def _window_figures(stats: metrics_pb2.CallStats) -> tuple[str, ...]:
+    times = stats.response_time
+    called = stats.requests > 0
+    return (
+        rate(stats.tps),
+        *(milliseconds(value) if called else "-" for value in (times.p50_ms, times.p95_ms, times.p99_ms)),
+        percent(stats.error_ratio),
+    )
+
+
 def _endpoints(progress: Progress) -> Table:
     rows = []
     busiest = sorted(progress.endpoints.items(), key=lambda item: -item[1].requests)
     for name, totals in busiest[:_MOST_ENDPOINTS]:
-        times = totals.last.response_time
-        called = totals.last.requests > 0
         rows.append(
             (
                 one_line(name, 50),
-                rate(totals.last.tps),
-                *(milliseconds(value) if called else "-" for value in (times.p50_ms, times.p95_ms, times.p99_ms)),
-                percent(totals.last.error_ratio),
+                *_window_figures(totals.last),
                 f"{totals.requests:,}",
                 f"{totals.failed:,}",
             )

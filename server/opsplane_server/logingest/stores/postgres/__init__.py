@@ -5,7 +5,6 @@ from __future__ import annotations
 from opsplane_server.logingest.stores.postgres.counting import PostgresRollups
 from opsplane_server.logingest.stores.postgres.expiry import PostgresDays
 from opsplane_server.logingest.stores.postgres.indexing import PostgresIndexes
-from opsplane_server.logingest.stores.postgres.leadership import PostgresLeadership
 from opsplane_server.logingest.stores.postgres.partitions import PostgresPartitions
 from opsplane_server.logingest.stores.postgres.pruning import PostgresPruning
 from opsplane_server.logingest.stores.postgres.searching import PostgresRecordSearch
@@ -16,7 +15,6 @@ __all__ = [
     "PostgresDays",
     "PostgresGroupReader",
     "PostgresIndexes",
-    "PostgresLeadership",
     "PostgresPartitions",
     "PostgresPruning",
     "PostgresRecordSearch",

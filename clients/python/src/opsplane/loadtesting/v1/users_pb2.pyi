@@ -37,7 +37,7 @@ class _LoadPresetEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LoadPreset
     LOAD_PRESET_ANALYTICS: _LoadPreset.ValueType  # 4
     """50 users, 5 started a second, 15 minutes."""
     LOAD_PRESET_SOAK: _LoadPreset.ValueType  # 5
-    """25 users, 1 started a second, 4 hours."""
+    """25 users, 1 started a second, 3 hours: within the usual limit of a run, which is 4."""
 
 class LoadPreset(_LoadPreset, metaclass=_LoadPresetEnumTypeWrapper):
     """Known sizes of load."""
@@ -53,7 +53,7 @@ LOAD_PRESET_STRESS: LoadPreset.ValueType  # 3
 LOAD_PRESET_ANALYTICS: LoadPreset.ValueType  # 4
 """50 users, 5 started a second, 15 minutes."""
 LOAD_PRESET_SOAK: LoadPreset.ValueType  # 5
-"""25 users, 1 started a second, 4 hours."""
+"""25 users, 1 started a second, 3 hours: within the usual limit of a run, which is 4."""
 Global___LoadPreset: _TypeAlias = LoadPreset  # noqa: Y015
 
 @_typing.final

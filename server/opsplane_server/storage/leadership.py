@@ -12,7 +12,7 @@ from opsplane_server.storage.database import Connection, Database
 
 
 class PostgresLeadership:
-    """`ports.Leadership` on PostgreSQL, for the work called `name`. It keeps a connection for as long as it leads."""
+    """Chooses one of all processes for the work called `name`. It keeps a connection for as long as it leads."""
 
     def __init__(self, database: Database, name: str) -> None:
         self._database = database
@@ -21,7 +21,7 @@ class PostgresLeadership:
 
     @asynccontextmanager
     async def leading(self) -> AsyncIterator[bool]:
-        """See the port."""
+        """Whether this process is the one, at the beginning of the block; from then on `check` tells."""
         async with self._database.connection() as connection:
             # Given up with the connection, or when the pool takes it back.
             leads = await connection.fetchval("SELECT pg_try_advisory_lock(hashtextextended($1, 0))", self._name)
@@ -35,7 +35,7 @@ class PostgresLeadership:
         yield False
 
     async def check(self) -> None:
-        """See the port."""
+        """Raises Unavailable when it is no longer the one."""
         if self._connection is None:
             raise Unavailable("another process leads", reason="NOT_LEADING")
         try:

@@ -1,0 +1,1 @@
+"""The users of examples/panacea.yaml as a Locust project, to compare with."""

@@ -220,11 +220,12 @@ def _program(process: psutil.Process) -> str:
 
 
 def _clear(path: Path) -> None:
-    for entry in os.scandir(path):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path)
-        elif entry.name != "lock":
-            os.unlink(entry.path)
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            elif entry.name != "lock":
+                os.unlink(entry.path)
 
 
 def _remove(path: Path) -> None:

@@ -38,8 +38,8 @@ demo: $(STAMP) ## start a server and a sample API, load-test it, show the result
 run: $(STAMP) ## run the server in the foreground (ARGS="--port 50052" and so on)
 	@$(VENV)/bin/opsplane serve $(ARGS)
 
-test: $(STAMP) tools ## run all tests (ARGS="-k name" for some)
-	@$(PY) -m pytest $(ARGS)
+test: $(STAMP) tools ## run all tests, side by side (ARGS="-k name" for some)
+	@$(PY) $(if $(ARGS),-m pytest $(ARGS),scripts/run_tests.py)
 
 check: $(STAMP) proto-check ## ruff, mypy strict, buf
 	@$(VENV)/bin/ruff check .

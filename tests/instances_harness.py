@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import fcntl
 import itertools
 import os
 import secrets
@@ -16,6 +17,7 @@ import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -37,8 +39,10 @@ from opsplane_server.storage.secrets import SecretBox
 
 MIB = 1024 * 1024
 
-_PORTS = 400
-_STRIDES = 100
+_FIRST_PORT = 20000
+_PORTS = 100
+_MACHINES = 10
+_SHARES = 10
 
 
 async def silent(what: str, percent: int) -> None:
@@ -92,11 +96,25 @@ def passwords(username: str = "app") -> Secrets:
 
 def port_range() -> tuple[int, int]:
     """Ports for one machine of a test, away from those of test processes that run at the same time."""
-    first = 20000 + (os.getpid() * 7 + next(_machines)) % _STRIDES * _PORTS // 4
-    return first, first + _PORTS // 4 - 1
+    first = _FIRST_PORT + (_share() * _MACHINES + next(_machines) % _MACHINES) * _PORTS
+    return first, first + _PORTS - 1
 
 
 _machines = itertools.count()
+
+
+@cache
+def _share() -> int:
+    """This process's share of the ports. The lock is held until it ends."""
+    for share in range(_SHARES):
+        lock = os.open(Path(tempfile.gettempdir()) / f"opsplane-test-ports-{share}", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+        else:
+            return share
+    raise RuntimeError(f"{_SHARES} test processes share out their ports already")
 
 
 @contextmanager

@@ -155,7 +155,7 @@ async def test_a_session_of_vsftpd_that_says_500_and_dies_is_a_lost_connection(
             await lost.wait()
             failure = await refused(lambda: session.stat("/data/a"))
     assert (failure.code, failure.reason) == (ErrorCode.CONNECTION_ERROR, ErrorReason.CONNECTION_LOST)
-    assert "OOPS: child died" in failure.message
+    assert ": 500 OOPS: " in failure.message
     assert failure.retryable
 
 

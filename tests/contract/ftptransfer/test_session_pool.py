@@ -255,8 +255,8 @@ async def test_421_lowers_the_limit_and_nobody_fails(ftp_kind: str, start_ftp: S
             for number in range(16):
                 group.create_task(work(one if number % 2 else other))
         assert done == 48
-        # proftpd counts a moment late: it may have let one more in, and that was seen.
-        assert 1 <= figures(one).limit <= (4 if ftp_kind == "proftpd" else 3)
+        # One that is being opened may count as well, so that the limit ends one above the server's.
+        assert 1 <= figures(one).limit <= 4
         await until(lambda: figures(one).limit == figures(other).limit)
 
 

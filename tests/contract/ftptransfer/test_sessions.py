@@ -520,6 +520,7 @@ async def test_a_cancelled_transfer_leaves_nothing_open(
 ) -> None:
     server = start_ftp(ftp_kind, tls=tls)
     server.write("big", bytes(50_000_000))
+    gc.collect()
     open_before = sockets()
     for moment in (0, 1, 3_000_000):
         async with opened(settings_of(server)) as session:
@@ -539,7 +540,7 @@ async def test_a_cancelled_transfer_leaves_nothing_open(
 
     def closed() -> bool:
         gc.collect()
-        return sockets() == open_before
+        return sockets() <= open_before
 
     await until(closed, timeout=20)
 

@@ -188,7 +188,7 @@ class ConnectionPool:
         limit = self.limit
         if self._opening >= _OPENING or self._open >= self._places.share(limit):
             return None
-        place = self._places.take(limit)
+        place = self._places.take(limit, self._server.max_sessions)
         if place is not None:
             self._open += 1
             self._opening += 1
@@ -210,6 +210,7 @@ class ConnectionPool:
         except TransferFailure as failure:
             self._release_place(place)
             if self._refused(failure):
+                await asyncio.sleep(_LOOK)
                 return None
             raise
         except BaseException:
@@ -244,11 +245,13 @@ class ConnectionPool:
         now = time.time()
         if failure.reason is ErrorReason.TOO_MANY_SESSIONS:
             others = self._places.taken(self._server.max_sessions)
+            before = self._condition.read()
             if others:
-                before = self._condition.read().limit
                 condition = self._condition.change(lambda known: limits.lowered(known, others, now))
-                if condition.limit != before:
+                if condition.limit != before.limit:
                     log.info("server refuses more sessions", connection=self.connection, limit=condition.limit)
+                return True
+            if limits.counts_late(before, now):
                 return True
         if failure.code is ErrorCode.CONNECTION_ERROR:
             kept = replace(failure.failure, time=datetime.now(UTC))

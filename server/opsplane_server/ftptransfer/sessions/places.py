@@ -64,10 +64,13 @@ class ConnectionPlaces:
         self._asked = 0.0
         self._processes_wanting = 1
 
-    def take(self, limit: int) -> Place | None:
-        """A place for a session, where the connection may have `limit` of them in the pod."""
+    def take(self, limit: int, maximum: int) -> Place | None:
+        """A place for a session, where the connection may have `limit` of at most `maximum` in the pod."""
         if self._presence is None:
             self._presence = self._processes.take(MAX_PROCESSES)
+        if limit < maximum and self._slots.taken(maximum) >= limit:
+            # Some were taken when the limit was higher: their numbers are beyond it, and the server counts them.
+            return None
         slot = self._slots.take(limit)
         if slot is None:
             return None

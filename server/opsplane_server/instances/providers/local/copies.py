@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import re
 import shutil
+import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -37,6 +39,8 @@ log = structlog.get_logger(__name__)
 _FORMAT = 1
 _LOCATION = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _POLL_SECONDS = 0.05
+# How long what is being removed may come again.
+_WRITING_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,11 +224,27 @@ def _program(process: psutil.Process) -> str:
 
 
 def _clear(path: Path) -> None:
-    for entry in os.scandir(path):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path)
-        elif entry.name != "lock":
-            os.unlink(entry.path)
+    """Empties a folder of a copy. A server that a killed process of ours had asked for the copy may be writing there
+    still, until it finds no folder any more.
+    """
+    deadline = time.monotonic() + _WRITING_SECONDS
+    while True:
+        try:
+            _clear_once(path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or time.monotonic() > deadline:
+                raise
+        time.sleep(_POLL_SECONDS)
+
+
+def _clear_once(path: Path) -> None:
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            elif entry.name != "lock":
+                os.unlink(entry.path)
 
 
 def _remove(path: Path) -> None:

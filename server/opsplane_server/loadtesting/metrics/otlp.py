@@ -53,7 +53,9 @@ class _Export:
     gauge_time: int = 0
 
     def calls_of(self, attributes: dict[str, str]) -> _Calls:
-        key = attributes.get("scenario", ""), attributes.get("name", "")
+        scenario, name = attributes.get("scenario", ""), attributes.get("name", "")
+        # PostgreSQL keeps no NUL, and scripts give calls any name.
+        key = scenario.replace("\0", "\ufffd"), name.replace("\0", "\ufffd")
         return self.calls.setdefault(key, _Calls())
 
 

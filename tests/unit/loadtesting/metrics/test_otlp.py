@@ -114,6 +114,12 @@ def test_tags_beyond_scenario_and_name_are_joined() -> None:
     assert [(s.name, s.requests, s.response_time.count) for s in row.series] == [("GET /pets", 4, 4)]
 
 
+def test_nul_in_a_name_is_replaced() -> None:
+    (row,) = decode(Export().counter("http_reqs", 1.0, {"scenario": "lo\0ad", "name": "a\0b"}).request)
+
+    assert [(s.scenario, s.name) for s in row.series] == [("lo\ufffdad", "a\ufffdb")]
+
+
 def test_an_export_without_counts_covers_an_unknown_time() -> None:
     (row,) = decode(Export().vus(0.0).request)
 

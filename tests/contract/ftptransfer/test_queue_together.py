@@ -44,7 +44,8 @@ async def test_every_transfer_ends_once_whatever_happens(ftp: FtpTransfer, seed:
     async with asyncio.TaskGroup() as group:
         workers = [group.create_task(_work(ftp, f"w-{n}", chance, stop)) for n in range(_WORKERS)]
         group.create_task(_upkeep(ftp, chance, stop))
-        group.create_task(_meddle(ftp, [*ids, *trees], chance, stop))
+        # Until it has ended a transfer may be begun anew when the queue has been seen empty.
+        await _meddle(ftp, [*ids, *trees], chance)
 
         async def empty() -> bool:
             return await ftp.value("SELECT count(*) FROM ftptransfer.queue") == 0
@@ -113,10 +114,8 @@ async def _upkeep(ftp: FtpTransfer, chance: random.Random, stop: asyncio.Event) 
         await asyncio.sleep(0.02)
 
 
-async def _meddle(ftp: FtpTransfer, ids: Sequence[str], chance: random.Random, stop: asyncio.Event) -> None:
+async def _meddle(ftp: FtpTransfer, ids: Sequence[str], chance: random.Random) -> None:
     for _ in range(40):
-        if stop.is_set():
-            return
         one = chance.choice(ids)
         with contextlib.suppress(FailedPrecondition, Aborted):
             await (ftp.transfers.cancel(one) if chance.random() < 0.5 else ftp.transfers.retry(one))

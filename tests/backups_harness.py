@@ -20,7 +20,8 @@ from opsplane_server.backups.settling import Settling
 from opsplane_server.backups.stores.postgres import PostgresBackupStore, PostgresNoticeStore, PostgresScheduleStore
 from opsplane_server.composition import backups as composition
 from opsplane_server.composition.foundation import Foundation
-from opsplane_server.config import BackupsSettings, Settings
+from opsplane_server.config import Settings
+from opsplane_server.config_services import BackupsSettings
 from opsplane_server.platform.servicer import OperationsServicer, PlatformServicer
 from opsplane_server.rpc.identity import Anonymous, Chain, Internal
 from opsplane_server.rpc.ids import new_id

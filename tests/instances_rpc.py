@@ -23,7 +23,8 @@ from opsplane.common.v1 import platform_pb2_grpc
 from opsplane.instances.v1 import connections_pb2, copies_pb2_grpc, instance_pb2, instances_pb2, instances_pb2_grpc
 from opsplane_server.composition import instances as composition
 from opsplane_server.composition.foundation import Foundation
-from opsplane_server.config import InstancesSettings, Settings
+from opsplane_server.config import Settings
+from opsplane_server.config_services import InstancesSettings
 from opsplane_server.platform.servicer import OperationsServicer, PlatformServicer
 from opsplane_server.rpc.identity import Anonymous, Chain, StaticToken, StaticTokens
 from opsplane_server.rpc.interceptors import standard

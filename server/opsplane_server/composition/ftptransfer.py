@@ -12,7 +12,8 @@ from opsplane.ftptransfer.v1.ftptransfer_pb2_grpc import add_FtpTransferServicer
 from opsplane_server.backups.exporting import STAGING
 from opsplane_server.backups.remote.transfers import CONNECTION as BACKUP_EXPORTS
 from opsplane_server.composition.foundation import Foundation, Service
-from opsplane_server.config import FtpTransferSettings, Settings
+from opsplane_server.config import Settings
+from opsplane_server.config_services import FtpTransferSettings
 from opsplane_server.errors import FailedPrecondition
 from opsplane_server.ftptransfer.connections import ConnectionCatalog, Connections
 from opsplane_server.ftptransfer.connections_file import ConnectionsFile, ConnectionsFileError

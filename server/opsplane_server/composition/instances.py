@@ -13,7 +13,7 @@ from opsplane.instances.v1.copies_pb2_grpc import add_InstanceCopiesServicer_to_
 from opsplane.instances.v1.instances_pb2_grpc import add_InstancesServicer_to_server
 
 from opsplane_server.composition.foundation import Foundation, Service, run_executor
-from opsplane_server.config import InstancesSettings
+from opsplane_server.config_services import InstancesSettings
 from opsplane_server.instances.backup_figures import BackupCatalog
 from opsplane_server.instances.copies_servicer import SERVICE as COPIES_SERVICE
 from opsplane_server.instances.copies_servicer import InstanceCopiesServicer

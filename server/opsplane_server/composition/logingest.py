@@ -11,7 +11,7 @@ import grpc
 from opsplane.logingest.v1 import logingest_pb2
 
 from opsplane_server.composition.foundation import Foundation, Service
-from opsplane_server.config import LogIngestSettings
+from opsplane_server.config_services import LogIngestSettings
 from opsplane_server.logingest.acceptance import Acceptance
 from opsplane_server.logingest.ingest import Ingest
 from opsplane_server.logingest.otlp import LOGS_SERVICE, LogsCollector

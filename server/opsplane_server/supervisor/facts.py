@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from opsplane_server.config import REVEALED, Settings
+from opsplane_server.config import Settings
+from opsplane_server.config_types import REVEALED
 
 
 class WorkerFacts(BaseModel):

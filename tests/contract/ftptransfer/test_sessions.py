@@ -545,6 +545,22 @@ async def test_a_cancelled_transfer_leaves_nothing_open(
     await until(closed, timeout=20)
 
 
+@pytest.mark.parametrize("tls", ["", "explicit"])
+async def test_the_end_of_a_session_does_not_wait_for_the_server(
+    ftp_kind: str, start_ftp: StartServer, tls: str
+) -> None:
+    settings = settings_of(start_ftp(ftp_kind, tls=tls))
+    gc.collect()
+    open_before = sockets()
+    with ThreadPoolExecutor(1) as threads:
+        client = TlsClient(settings, settings.tls) if settings.tls else None
+        session = await Login(settings, Knowledge(), DataPlane(threads), client).open()
+        session.quit()
+        for _ in range(3):  # turns of the event loop, none of which waits
+            await asyncio.sleep(0)
+        assert sockets() <= open_before
+
+
 async def test_a_cancelled_upload_is_not_complete(ftp_server: FtpProcess, tmp_path: Path) -> None:
     """The server must see that it was broken off; what it has may stay, under the temporary name."""
     source = tmp_path / "big"

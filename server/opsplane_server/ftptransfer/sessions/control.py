@@ -141,7 +141,9 @@ class ControlChannel(asyncio.Protocol):
         if self.usable:
             assert self._transport is not None
             self._transport.write(b"QUIT\r\n")
-            self._transport.close()
+            if self.tls is None:
+                # Under TLS this would wait for the server to end that, for longer than there may be an event loop.
+                self._transport.close()
         self.close()
 
     def close(self) -> None:

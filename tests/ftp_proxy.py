@@ -77,12 +77,16 @@ class FtpProxy:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for server in self._servers:
-            server.close()
+        self._close_servers()
         for link in self._links:
             link.cancel()
         if self._links:
             await asyncio.wait(self._links)
+        self._close_servers()  # those that were announced meanwhile
+
+    def _close_servers(self) -> None:
+        for server in self._servers:
+            server.close()
 
     def cut_all(self) -> None:
         """Resets every connection that there is now."""
@@ -90,8 +94,17 @@ class FtpProxy:
             link.cancel()
 
     async def _listen(self, serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]) -> int:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        return self._port_of(await self._started(serve))
+
+    async def _started(self, serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]) -> asyncio.Server:
+        # Known before it serves: who is cancelled while it begins to would lose it, and leave it open.
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, start_serving=False)
         self._servers.add(server)
+        await server.start_serving()
+        return server
+
+    @staticmethod
+    def _port_of(server: asyncio.Server) -> int:
         return int(server.sockets[0].getsockname()[1])
 
     def _new_control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -119,9 +132,8 @@ class FtpProxy:
             self.data_connections += 1
             self._start(_Link(reader, writer, self.data(), None), server_port)
 
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        self._servers.add(server)
-        return int(server.sockets[0].getsockname()[1])
+        server = await self._started(serve)
+        return self._port_of(server)
 
     def _start(self, link: _Link, server_port: int) -> None:
         task = asyncio.create_task(link.run(self.server_host, server_port))

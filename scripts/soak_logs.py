@@ -30,7 +30,8 @@ from tests.logs_shippers import (
     progress,
     read_ledger,
 )
-from tests.server_process import ServerProcess, free_port, new_server
+from tests.ports import free_port
+from tests.server_process import ServerProcess, new_server
 from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -25,6 +24,7 @@ import pytest
 from clickhouse_driver import Client, errors
 
 from tests.ftp_servers.certificates import Certificate, make_certificate
+from tests.ports import free_ports
 
 _START_SECONDS = 120.0
 _STOP_SECONDS = 60.0
@@ -80,7 +80,7 @@ class ClickHouseServer:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
-        self.port, self.secure_port, http = _free_ports(3)
+        self.port, self.secure_port, http = free_ports(3)
         self.certificate: Certificate = make_certificate(folder)
         self.authority_file = folder / "authority.pem"
         self.authority_file.write_text(self.certificate.authority)
@@ -201,14 +201,3 @@ def _tree() -> Path:
         or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opsplane"
     )
     return Path(cache) / "clickhouse"
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in sockets]
-    finally:
-        for probe in sockets:
-            probe.close()

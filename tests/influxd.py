@@ -12,7 +12,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import tempfile
@@ -28,6 +27,7 @@ import httpx
 import pytest
 
 from tests.ftp_servers.certificates import Certificate
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from opsplane_server.loadtesting.stores.influx import InfluxTarget
@@ -67,7 +67,7 @@ class Influxd:
     def __init__(self, folder: Path, certificate: Certificate | None = None) -> None:
         self._folder = folder
         self._certificate = certificate
-        self.port = _free_port()
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._token = secrets.token_hex(16)
         self._org_id = ""
@@ -187,9 +187,3 @@ def influxdb() -> Iterator[Influxd]:
     """The session's server; nobody may hurt it."""
     with running_influxd() as server:
         yield server
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

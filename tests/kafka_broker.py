@@ -26,6 +26,8 @@ from typing import Self
 
 import pytest
 
+from tests.ports import free_ports
+
 VERSION = "4.1.0"
 
 _START_SECONDS = 60.0
@@ -110,7 +112,7 @@ class KafkaBroker:
     def __init__(self, folder: Path, certificate: Path | None = None) -> None:
         self._folder = folder
         self._certificate = certificate
-        self._ports = _free_ports(3)
+        self._ports = free_ports(3)
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -219,17 +221,6 @@ def kafka() -> Iterator[KafkaBroker]:
     """The session's broker; nobody may hurt it. Topics that are written to come into being, with three partitions."""
     with running_broker() as broker:
         yield broker
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in sockets]
-    finally:
-        for probe in sockets:
-            probe.close()
 
 
 def _answers(port: int) -> bool:

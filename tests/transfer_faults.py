@@ -35,8 +35,9 @@ from tests.kafka_broker import KafkaBroker
 from tests.kafka_harness import new_topics, produce, published
 from tests.logs_crashes import kill_server
 from tests.logs_shippers import database, faults
+from tests.ports import free_port
 from tests.postgres_fixtures import reachable_folder
-from tests.server_process import ServerProcess, free_port, kill, new_server
+from tests.server_process import ServerProcess, kill, new_server
 from tests.waiting import until
 
 LOCAL: Final = "local"

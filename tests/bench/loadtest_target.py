@@ -23,7 +23,7 @@ from typing import cast
 
 import uvloop
 
-from tests.server_process import free_port
+from tests.ports import free_port
 
 START_SECONDS = 10.0
 BODY = b'{"id": 7, "name": "Pet 7", "kind": "cat"}'

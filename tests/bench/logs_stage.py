@@ -32,8 +32,9 @@ from opsplane_server.storage.embedded import EmbeddedPostgres
 
 from tests.bench.logs_children import Child, children, cpu_seconds, cpu_seconds_of_tree
 from tests.bench.logs_postgres import Connection
+from tests.ports import free_port
 from tests.postgres_fixtures import reachable_folder
-from tests.server_process import ServerProcess, free_port, running_server
+from tests.server_process import ServerProcess, running_server
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MB = 1_000_000

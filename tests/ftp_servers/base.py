@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tests.ftp_servers.certificates import Certificate, make_certificate
-from tests.server_process import free_port
+from tests.ports import free_port
 
 PASSWORD = "open sesame"
 ACCOUNT = "daemon"

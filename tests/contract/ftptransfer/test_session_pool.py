@@ -23,7 +23,7 @@ from opsplane_server.ftptransfer.sessions.pool import SessionPool
 
 from tests.ftp_servers.base import FtpProcess
 from tests.ftp_servers.fixtures import StartServer, ftp_kind, ftp_server, settings_of, start_ftp  # noqa: F401
-from tests.server_process import free_port
+from tests.ports import free_port
 from tests.waiting import until
 
 

@@ -18,8 +18,9 @@ from opsplane_server.instances.providers.local.proxy.process import LOG_FILE, RO
 from opsplane_server.instances.providers.local.proxy.routes import Route, Target
 from opsplane_server.storage.accounts import choose_account
 
+from tests.ports import free_port
 from tests.postgres_fixtures import reachable_folder
-from tests.server_process import free_port, kill
+from tests.server_process import kill
 from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

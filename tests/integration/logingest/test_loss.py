@@ -11,7 +11,8 @@ import pytest
 
 from tests.logs_crashes import kill_postgres, kill_server
 from tests.logs_shippers import Gate, Shipper, acknowledged, faults, progress, read_ledger
-from tests.server_process import ServerProcess, free_port, new_server
+from tests.ports import free_port
+from tests.server_process import ServerProcess, new_server
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,8 @@ from opsplane.logs import Shipper
 
 from tests.logs_crashes import kill_postgres, kill_server
 from tests.logs_shippers import database
-from tests.server_process import ServerProcess, free_port, new_server
+from tests.ports import free_port
+from tests.server_process import ServerProcess, new_server
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow

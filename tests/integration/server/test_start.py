@@ -15,7 +15,8 @@ import pytest
 from opsplane_server.config import SERVICES
 
 from tests.integration.server.calls import answers, health
-from tests.server_process import IMPORT_PATH, ServerProcess, alive, free_port, new_server, running_server
+from tests.ports import free_port
+from tests.server_process import IMPORT_PATH, ServerProcess, alive, new_server, running_server
 from tests.waiting import until
 
 SERVING = 1

@@ -23,6 +23,7 @@ from xml.sax.saxutils import escape
 import pytest
 from clickhouse_driver import Client, errors
 
+from tests.components import cache_folder, lacking
 from tests.ftp_servers.certificates import Certificate, make_certificate
 from tests.ports import free_ports
 
@@ -173,9 +174,7 @@ class ClickHouseServer:
 def require_clickhouse() -> None:
     """Skips the test where ClickHouse is not in the cache; under CI that is a failure."""
     if not (_tree() / "usr/sbin/clickhouse-server").exists():
-        if os.environ.get("CI"):
-            pytest.fail("ClickHouse is missing: run scripts/clickhouse.sh")
-        pytest.skip("ClickHouse is missing: run scripts/clickhouse.sh")
+        lacking("ClickHouse is missing: run scripts/clickhouse.sh")
 
 
 @contextmanager
@@ -196,8 +195,4 @@ def clickhouse() -> Iterator[ClickHouseServer]:
 
 
 def _tree() -> Path:
-    cache = (
-        os.environ.get("OPSPLANE_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opsplane"
-    )
-    return Path(cache) / "clickhouse"
+    return cache_folder() / "clickhouse"

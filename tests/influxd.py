@@ -8,7 +8,6 @@ scripts/influxdb.sh builds it into the cache. Without it tests are skipped, and 
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import signal
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx
 import pytest
 
+from tests.components import cache_folder, lacking
 from tests.ftp_servers.certificates import Certificate
 from tests.ports import free_port
 
@@ -42,20 +42,13 @@ _STOP_SECONDS = 30.0
 
 def program() -> Path:
     """Where influxd is; it may be missing."""
-    cache = (
-        os.environ.get("OPSPLANE_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opsplane"
-    )
-    return Path(cache) / f"influxdb-{VERSION}" / "influxd"
+    return cache_folder() / f"influxdb-{VERSION}" / "influxd"
 
 
 def require_influxd() -> None:
     """Skips the test where InfluxDB is not installed; under CI that is a failure."""
     if not program().is_file():
-        missing = f"InfluxDB {VERSION} (scripts/influxdb.sh) is not installed"
-        if os.environ.get("CI"):
-            pytest.fail(missing)
-        pytest.skip(missing)
+        lacking(f"InfluxDB {VERSION} (scripts/influxdb.sh) is not installed")
 
 
 class Influxd:

@@ -9,7 +9,6 @@ scripts/kafka.sh puts the jars into the cache. Without them tests are skipped, a
 from __future__ import annotations
 
 import base64
-import os
 import re
 import shutil
 import signal
@@ -26,6 +25,7 @@ from typing import Self
 
 import pytest
 
+from tests.components import cache_folder, lacking
 from tests.ports import free_ports
 
 VERSION = "4.1.0"
@@ -83,11 +83,7 @@ _LOGGING = """<?xml version="1.0"?>
 
 def jars() -> Path:
     """The folder of Kafka's jars; it may be missing."""
-    cache = (
-        os.environ.get("OPSPLANE_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opsplane"
-    )
-    return Path(cache) / f"kafka-{VERSION}" / "libs"
+    return cache_folder() / f"kafka-{VERSION}" / "libs"
 
 
 def require_kafka() -> None:
@@ -96,9 +92,7 @@ def require_kafka() -> None:
         "java" if shutil.which("java") is None else "" if jars().is_dir() else f"Kafka {VERSION} (scripts/kafka.sh)"
     )
     if missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"{missing} is not installed")
-        pytest.skip(f"{missing} is not installed")
+        lacking(f"{missing} is not installed")
 
 
 class KafkaBroker:

@@ -8,29 +8,26 @@ import subprocess
 from functools import lru_cache
 from pathlib import Path
 
-import pytest
 from opsplane_server.instances.model import Engine
 
-_CACHE = Path(os.environ.get("OPSPLANE_CACHE") or Path.home() / ".cache" / "opsplane")
+from tests.components import cache_folder, lacking
+
 _PROGRAMS = ("sbin/mysqld", "bin/innochecksum")
 
 
 def programs(engine: Engine, folder: Path) -> Path:
     """The install tree of an engine, below `folder` if it must be elsewhere. Skips the test where there is none."""
     if engine is Engine.MARIADB:
-        tree = _CACHE / "mariadb" / "usr"
+        tree = cache_folder() / "mariadb" / "usr"
         _require(tree / "sbin" / "mariadbd")
         return tree
-    _require(_CACHE / "mysql" / "usr" / "sbin" / "mysqld")
+    _require(cache_folder() / "mysql" / "usr" / "sbin" / "mysqld")
     return _mysql(folder)
 
 
 def _require(program: Path) -> None:
-    if program.exists():
-        return
-    if os.environ.get("CI"):
-        pytest.fail(f"there is no {program}: run scripts/mariadb.sh")
-    pytest.skip(f"there is no {program}: run scripts/mariadb.sh")
+    if not program.exists():
+        lacking(f"there is no {program}: run scripts/mariadb.sh")
 
 
 @lru_cache
@@ -41,7 +38,7 @@ def _mysql(folder: Path) -> Path:
     target = folder / "mysql-programs"
     if not target.exists():
         scratch = folder / "mysql-programs-new"
-        shutil.copytree(_CACHE / "mysql" / "usr", scratch, symlinks=True, copy_function=_link_or_copy)
+        shutil.copytree(cache_folder() / "mysql" / "usr", scratch, symlinks=True, copy_function=_link_or_copy)
         for path in (scratch, *scratch.rglob("*")):
             if path.is_dir() and not path.is_symlink():
                 path.chmod(0o755)
@@ -55,7 +52,7 @@ def _mysql(folder: Path) -> Path:
             loader = sorted((scratch / "lib64").glob("ld-linux-*"))[0].name
             subprocess.run(
                 [
-                    str(_CACHE / "patchelf"), "--force-rpath", "--set-rpath",
+                    str(cache_folder() / "patchelf"), "--force-rpath", "--set-rpath",
                     f"$ORIGIN/../lib/{libraries.name}:$ORIGIN/../lib/mysql/private",
                     "--set-interpreter", str(target / "lib64" / loader), str(program),
                 ],

@@ -18,6 +18,7 @@ from opentelemetry.sdk.resources import Resource
 from opsplane.client import connect
 from opsplane.logingest.v1 import logingest_pb2, queries_pb2, records_pb2
 
+from tests.components import cache_folder, lacking
 from tests.server_process import ServerProcess, running_server
 from tests.waiting import until
 
@@ -33,13 +34,10 @@ def server() -> Iterator[ServerProcess]:
 @pytest.fixture(scope="module")
 def collector() -> str:
     """The program, from the cache of `make tools` or the PATH."""
-    cache = Path(os.environ.get("OPSPLANE_CACHE", Path.home() / ".cache" / "opsplane"))
-    found = shutil.which("otelcol", path=f"{cache / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}")
+    found = shutil.which("otelcol", path=f"{cache_folder() / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}")
     if found is None:
         problem = "the OpenTelemetry Collector is not here; `make tools` builds it where Go is"
-        if os.environ.get("CI") == "true":
-            pytest.fail(problem)
-        pytest.skip(problem)
+        lacking(problem)
     return found
 
 

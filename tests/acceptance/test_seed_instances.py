@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,13 +23,12 @@ from opsplane.instances.v1 import (
 from opsplane_server.instances.model import Engine
 
 from tests import mysql_servers
+from tests.components import cache_folder
 from tests.instances_server import instances_server
 from tests.server_process import ServerProcess
 from tests.unit.test_seed_calls import examples, request_of
 
 pytestmark = pytest.mark.slow
-
-CACHE = Path(os.environ.get("OPSPLANE_CACHE") or Path.home() / ".cache" / "opsplane")
 
 M = TypeVar("M", bound=Message)
 
@@ -40,7 +38,7 @@ READY = instance_pb2.Instance.STATE_READY
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    with instances_server(program_folders=CACHE / "mariadb" / "usr") as running:
+    with instances_server(program_folders=cache_folder() / "mariadb" / "usr") as running:
         yield running
 
 

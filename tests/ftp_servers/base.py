@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.components import cache_folder
 from tests.ftp_servers.certificates import Certificate, make_certificate
 from tests.ports import free_port
 
@@ -166,8 +167,7 @@ class FtpProcess(ABC):
 
 def binary(server: str) -> tuple[Path, dict[str, str]]:
     """A server that `scripts/ftp_servers.sh` unpacked, or the machine's own, and the variables that it needs."""
-    cache = Path(os.environ.get("OPSPLANE_CACHE") or Path.home() / ".cache" / "opsplane")
-    unpacked = cache / "ftp-servers" / server
+    unpacked = cache_folder() / "ftp-servers" / server
     if (unpacked / "usr/sbin" / server).exists():
         libraries = {str(path.parent) for path in unpacked.glob("**/lib*.so.*")}
         return unpacked / "usr/sbin" / server, {"LD_LIBRARY_PATH": os.pathsep.join(sorted(libraries))}
